@@ -1,0 +1,80 @@
+# The two commands: make demo, make test. `make` alone lists all of them.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+PORT ?= 3000
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+
+export STATE_DIR ?= $(CURDIR)/state
+export MLFLOW_TRACKING_URI ?= sqlite:///$(STATE_DIR)/mlflow.db
+export PREFECT_HOME ?= $(STATE_DIR)/prefect
+export SERVING_PORT ?= $(PORT)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing here reports its use to anybody.
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or archive of pictures
+	@$(BIN)/python -m flows.demo "$(DATA)"
+
+.PHONY: test
+test: .venv/installed  ## Run all tests; CIFAR10_IMAGES=folder or archive adds those on real pictures
+	@$(BIN)/pytest
+
+.PHONY: serve
+serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000
+	@$(BIN)/python -m serving
+
+.PHONY: mlflow
+mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
+	@$(BIN)/python -m serving.port 127.0.0.1 $(MLFLOW_PORT) MLFLOW_PORT
+	@echo "MLflow: http://127.0.0.1:$(MLFLOW_PORT)"
+	@$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri $(MLFLOW_TRACKING_URI)
+
+.PHONY: prefect
+prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
+	@$(BIN)/python -m serving.port 127.0.0.1 $(PREFECT_PORT) PREFECT_PORT
+	@echo "Prefect: http://127.0.0.1:$(PREFECT_PORT)"
+	@$(BIN)/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
+
+.PHONY: worker
+worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
+worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
+	@$(BIN)/prefect work-pool inspect local >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process local
+	@$(BIN)/prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
+	@$(BIN)/prefect worker start --pool local --type process
+
+.PHONY: check
+check: .venv/installed  ## Lint, check the format and the types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.PHONY: format
+format: .venv/installed  ## Put the code into its format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+LOCK = $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+.PHONY: lock
+lock: .venv/installed  ## Write the lock files anew from requirements/*.in
+	$(LOCK) requirements/dev.in -o requirements/dev.txt
+	$(LOCK) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
+	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
+
+.PHONY: clean
+clean:  ## Remove the environment and all state: models, runs, caches
+	rm -rf .venv state
+
+.venv/installed: requirements/dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; set PYTHON=a Python 3.11" >&2; exit 2; }
+	@echo "installing into .venv (7 GB, a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/dev.txt
+	@touch $@

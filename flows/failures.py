@@ -1,0 +1,34 @@
+"""What is worth another try, and how a failure reads."""
+
+import logging
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas import TaskRun
+from prefect.states import State
+
+from training.errors import UserError
+
+
+def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task is tried again: a registry or a storage may come back, a wrong setting does not mend."""
+    try:
+        state.result()
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+class _WithoutTraceback(logging.Filter):
+    """Leaves out the traceback of what the user can mend: the message says it all."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], UserError):
+            record.exc_info = None
+        return True
+
+
+for name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(name).addFilter(_WithoutTraceback())

@@ -1,0 +1,1 @@
+"""What answers: pictures in, classes out. Needs the ONNX file and nothing that trained it."""

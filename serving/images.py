@@ -1,0 +1,33 @@
+"""An image file's bytes -> uint8 array, or a clear refusal."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from serving.errors import Refusal
+
+
+def decode(content: bytes, max_pixels: int) -> np.ndarray:
+    """Decodes the first frame of an image file, upright as its EXIF orientation says.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        Refusal: 400 not a picture, or a broken one; 413 more than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Refusal(
+                    413, "too_many_pixels", f"The picture has {width}x{height} pixels; at most {max_pixels} are taken."
+                )
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise Refusal(400, "not_a_picture", f"The {len(content)} bytes are not a picture in a known format.") from error
+    except Image.DecompressionBombError as error:
+        raise Refusal(413, "too_many_pixels", f"The picture has more than {max_pixels} pixels.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Refusal(400, "broken_picture", f"The picture is broken: {error}.") from error

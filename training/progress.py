@@ -1,0 +1,29 @@
+"""How far long work has come: a bar on a terminal, plain lines in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 15
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yields the items; shows `what`, how many are done and how fast."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, what, total, leave=False, dynamic_ncols=True)
+        return
+    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            log.info("%s: %d of %s, %.1f a second", what, done, total or "?", done / (now - start))

@@ -1,0 +1,110 @@
+"""MLflow's registry: register, compare, promote."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from scipy.stats import binomtest
+
+from training import tracking
+from training.data import load_data
+from training.evaluation import predict
+from training.export import MODEL_FILE, onnx_classify, onnx_metadata
+
+log = logging.getLogger(__name__)
+
+REGISTERED_MODEL = "cifar10-classifier"
+CHAMPION, CHALLENGER = "champion", "challenger"
+# How sure a comparison must be before the champion changes.
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a candidate becomes the champion, and why, in a sentence."""
+
+    promote: bool
+    reason: str
+
+
+def register(run_id: str, model_uri: str) -> str:
+    """Registers a run's checked ONNX model as a new version, the challenger; returns the version."""
+    client = tracking.connect()
+    run = client.get_run(run_id)
+    tags = {key: run.data.tags[key] for key in ("model", "data", "data_fingerprint", "git_commit")}
+    tags["test_accuracy"] = f"{run.data.metrics['test_accuracy']:.4f}"
+    version = mlflow.register_model(model_uri, REGISTERED_MODEL, tags=tags)
+    client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, version.version)
+    log.info("registered %s version %s", REGISTERED_MODEL, version.version)
+    return str(version.version)
+
+
+def champion() -> ModelVersion | None:
+    """The version that the alias `champion` names."""
+    try:
+        return tracking.connect().get_model_version_by_alias(REGISTERED_MODEL, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def onnx_file(version: str) -> Path:
+    """A local copy of a version's ONNX file."""
+    tracking.connect()
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{REGISTERED_MODEL}/{version}")) / MODEL_FILE
+
+
+def decide(version: str) -> Decision:
+    """Compares a version with the champion on the version's own test set."""
+    current = champion()
+    if current is None:
+        return Decision(True, "there was no champion")
+    if str(current.version) == version:
+        return Decision(False, "it is the champion already")
+    run_id = tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id
+    config = tracking.run_config(run_id)
+    data = load_data(config.data, config.seed)
+    champion_file = onnx_file(str(current.version))
+    if json.loads(onnx_metadata(champion_file)["classes"]) != data.classes:
+        return Decision(True, f"the champion, version {current.version}, knows other classes")
+    candidate = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))
+    reigning = predict(onnx_classify(champion_file), data.test, "scoring the champion")
+    return better(candidate, reigning, data.test.labels, f"the champion, version {current.version}")
+
+
+def better(candidate: np.ndarray, reigning: np.ndarray, labels: np.ndarray, name: str) -> Decision:
+    """Whether a candidate's answers are better than another model's by more than chance.
+
+    An exact one-sided McNemar test (McNemar 1947) on the pictures that just one of the two gets right.
+
+    Args:
+        candidate, reigning: probabilities (N, classes) on the same pictures.
+        labels: (N,).
+    """
+    right, right_before = candidate.argmax(axis=1) == labels, reigning.argmax(axis=1) == labels
+    gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
+    p_value = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
+    promote = bool(p_value < SIGNIFICANCE)
+    verdict = "beats" if promote else "does not beat"
+    return Decision(
+        promote,
+        f"{right.mean():.2%} {verdict} the {right_before.mean():.2%} of {name} on {len(labels)} test pictures "
+        f"(gained {gained}, lost {lost}, p = {p_value:.2g}; needed: p < {SIGNIFICANCE})",
+    )
+
+
+def promote_if_better(version: str) -> Decision:
+    """Makes a version the champion if it should be, and records the reason with the version either way."""
+    decision = decide(version)
+    client = tracking.connect()
+    client.set_model_version_tag(REGISTERED_MODEL, version, "decision", decision.reason)
+    if decision.promote:
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
+    log.info("version %s %s: %s", version, "is the champion" if decision.promote else "is not promoted", decision.reason)
+    return decision

@@ -1,0 +1,90 @@
+"""One training run: python -m training.train experiment=quick model=efficientnet_lite0 trainer.epochs=2"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import mlflow
+import rich
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.syntax import Syntax
+
+from training import tracking
+from training.checkpoint import Checkpoints
+from training.config import hydra_command
+from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
+from training.errors import UserError
+from training.evaluation import confusion_figure, evaluate, misclassified_figure, predict, torch_classify
+from training.models import build_model
+from training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> str:
+    """Trains, evaluates on the test set, and tracks all of it in MLflow.
+
+    Returns:
+        The MLflow run's id. The run holds the weights, the test metrics and the plots.
+
+    Raises:
+        UserError: something in the configuration or the data that the user can mend.
+    """
+    data = load_data(config.data, config.seed)
+    log.info(
+        "%s: %d training, %d validation and %d test pictures of %d classes",
+        *(data.name, len(data.train), len(data.validation), len(data.test), len(data.classes)),
+    )
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(data.classes))
+    transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
+    checkpoints = unfinished_checkpoints(config, data)
+    trainer = Trainer(
+        config.trainer, model, AlbumentationsDataset(data.train, transform), data.validation, config.seed, checkpoints
+    )
+    tags = {"model": config.model.name, "data": data.name, "data_fingerprint": data.fingerprint}
+    with tracking.training_run(config, tags, checkpoints.run_id) as run_id:
+        checkpoints.run_id = run_id
+        for epoch in trainer.fit():
+            log.info(
+                "epoch %d of %d: loss %.3f, validation accuracy %.2f %%, %.0f images per second",
+                *(epoch.number, config.trainer.epochs, epoch.metrics["train_loss"]),
+                *(100 * epoch.metrics["validation_accuracy"], epoch.metrics["images_per_second"]),
+            )
+            mlflow.log_metrics(epoch.metrics, step=epoch.number)
+            tracking.log_losses(run_id, epoch.losses)
+        probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating")
+        evaluation = evaluate(probabilities, data.test.labels, data.classes)
+        mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
+        mlflow.log_table({key: [row[key] for row in evaluation.per_class] for key in evaluation.per_class[0]}, "per_class.json")
+        tracking.log_figures(
+            confusion=confusion_figure(evaluation, data.classes),
+            misclassified=misclassified_figure(probabilities, data.test, data.classes),
+        )
+        tracking.log_model(trainer.classifier, data.classes, probabilities)
+    checkpoints.remove()
+    log.info("test accuracy %.2f %% on %d pictures; MLflow run %s", 100 * evaluation.metrics["accuracy"], len(data.test), run_id)
+    return run_id
+
+
+def unfinished_checkpoints(config: DictConfig, data: ImageData) -> Checkpoints:
+    """The checkpoints of a run of the same configuration on the same data that was cut off, or none yet."""
+    if config.trainer.resume not in ("auto", "never"):
+        raise UserError(f"trainer.resume={config.trainer.resume}: choose auto or never")
+    what_counts = OmegaConf.masked_copy(config, ["data", "transforms", "model", "trainer", "seed"])
+    del what_counts.trainer.resume
+    key = hashlib.sha256(f"{OmegaConf.to_yaml(what_counts)} {data.fingerprint}".encode()).hexdigest()
+    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key[:16])
+    if config.trainer.resume == "never":
+        checkpoints.remove()
+    return checkpoints
+
+
+def main(config: DictConfig) -> None:
+    rich.print(Syntax(OmegaConf.to_yaml(config), "yaml", background_color="default"))
+    train(config)
+
+
+if __name__ == "__main__":
+    hydra_command(main)

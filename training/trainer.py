@@ -1,0 +1,202 @@
+"""Trainer: the loop, validation, checkpoints, resume."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from training.checkpoint import Checkpoints, State, flatten_optimizer, unflatten_optimizer
+from training.data import AlbumentationsDataset, Pictures, epoch_seed
+from training.errors import UserError
+from training.models import CIFARClassifier
+from training.progress import progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Epoch:
+    """What one epoch came to: metrics by name, and the loss of every step of it by the step's number."""
+
+    number: int
+    metrics: dict[str, float]
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Fine-tunes a classifier, keeping the weights of the epoch with the best validation accuracy.
+
+    An epoch's batches, augmentation and dropout follow from the seed and its number alone, so training that was
+    killed and resumed ends with the weights of training that was not.
+
+    Args:
+        config: the `trainer` group.
+        checkpoints: where to write them, and to go on from; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        model: CIFARClassifier,
+        train: AlbumentationsDataset,
+        validation: Pictures,
+        seed: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.checkpoints = checkpoints
+        self.train_set = train
+        self.validation_set = validation
+        self.accelerator = Accelerator(mixed_precision=_precision(config.precision))
+
+        freeze(model, len(model.stages()) if config.freeze_backbone else config.frozen_stages)
+        self.batch_size = min(config.batch_size, len(train))
+        self.generator = torch.Generator()
+        loader = DataLoader(
+            train,
+            self.batch_size,
+            shuffle=True,
+            generator=self.generator,
+            num_workers=config.num_workers,
+            drop_last=True,  # batch norm can't learn from a last batch of one
+        )
+        optimizer = create_optimizer_v2(
+            model,
+            config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+        )
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            config.scheduler,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=len(self.loader),
+        )
+
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_accuracy = -1.0
+
+    def fit(self) -> Iterator[Epoch]:
+        """Trains the epochs that are left, yielding what each came to; ends with the best epoch's weights."""
+        self._resume()
+        while self.epoch < self.config.epochs:
+            self.epoch += 1
+            epoch = self._train_epoch()
+            epoch.metrics["validation_accuracy"] = accuracy = self._validate()
+            if accuracy > self.best_accuracy:
+                self.best_epoch, self.best_accuracy = self.epoch, accuracy
+            if self.checkpoints:
+                self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
+            yield epoch
+        if self.checkpoints and self.best_epoch != self.epoch:
+            self.classifier.load_state_dict(self.checkpoints.tensors(self.best_epoch, "model"))
+
+    @property
+    def classifier(self) -> CIFARClassifier:
+        """The model itself, float32, without what mixed precision and several processes wrap around it."""
+        model: CIFARClassifier = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return model
+
+    def _train_epoch(self) -> Epoch:
+        seed = epoch_seed(self.seed, self.epoch)
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+        self.train_set.transform.set_random_seed(seed)
+        train_mode(self.model)
+
+        first_step = (self.epoch - 1) * len(self.loader)
+        losses: list[Tensor] = []
+        start = time.perf_counter()
+        for step, (images, labels) in enumerate(progress(self.loader, f"epoch {self.epoch}"), first_step):
+            self.scheduler.step_update(step)
+            loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.config.label_smoothing)
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        seconds = time.perf_counter() - start
+
+        values = torch.stack(losses).tolist()
+        if not all(value == value for value in values):
+            raise UserError(f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or precision=no")
+        metrics = {
+            "train_loss": sum(values) / len(values),
+            "images_per_second": len(values) * self.batch_size / seconds,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+        }
+        return Epoch(self.epoch, metrics, dict(enumerate(values, first_step)))
+
+    @torch.inference_mode()
+    def _validate(self) -> float:
+        self.model.eval()
+        correct = 0
+        for indices, images in self.validation_set.batches(2 * self.batch_size):
+            logits = self.model(torch.from_numpy(images).to(self.accelerator.device))
+            correct += int((logits.argmax(1).cpu().numpy() == self.validation_set.labels[indices]).sum())
+        return correct / len(self.validation_set)
+
+    def _resume(self) -> None:
+        if self.checkpoints and (last := self.checkpoints.last_epoch()) is not None:
+            names = ("model", "optimizer")
+            self.load_state_dict({name: self.checkpoints.tensors(last, name) for name in names}, self.checkpoints.rest(last))
+            log.info("going on from the checkpoint of epoch %d", last)
+
+    def state_dict(self) -> tuple[dict[str, dict[str, Tensor]], State]:
+        """All that the next epoch depends on: tensors by file and name, and what JSON can hold."""
+        tensors, optimizer = flatten_optimizer(self.optimizer.state_dict())
+        rest = {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_accuracy": self.best_accuracy,
+            "optimizer": optimizer,
+        }
+        return {"model": self.classifier.state_dict(), "optimizer": tensors}, rest
+
+    def load_state_dict(self, tensors: dict[str, dict[str, Tensor]], rest: State) -> None:
+        """The inverse of `state_dict`."""
+        self.classifier.load_state_dict(tensors["model"])
+        self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
+        self.epoch, self.best_epoch = rest["epoch"], rest["best_epoch"]
+        self.best_accuracy = rest["best_accuracy"]
+
+
+def _precision(name: str) -> str:
+    if name not in ("auto", "no", "fp16", "bf16"):
+        raise UserError(f"trainer.precision={name}: choose auto, no, fp16 or bf16")
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def freeze(model: CIFARClassifier, stages: int) -> None:
+    """Takes the parameters of the backbone's first stages out of training."""
+    for names in model.stages()[:stages]:
+        for name in names:
+            model.backbone.get_parameter(name).requires_grad_(False)
+
+
+def train_mode(model: nn.Module) -> None:
+    """`model.train()`, but for frozen layers, whose batch statistics and dropout stay as they are."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
