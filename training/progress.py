@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -19,7 +19,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     if sys.stderr.isatty():
         yield from tqdm(items, what, total, leave=False, dynamic_ncols=True)
         return
-    total = total if total is not None else (len(items) if hasattr(items, "__len__") else None)
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item

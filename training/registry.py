@@ -67,7 +67,7 @@ def decide(version: str) -> Decision:
         return Decision(True, "there was no champion")
     if str(current.version) == version:
         return Decision(False, "it is the champion already")
-    run_id = tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id
+    run_id = str(tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id)
     config = tracking.run_config(run_id)
     data = load_data(config.data, config.seed)
     champion_file = onnx_file(str(current.version))
@@ -106,5 +106,7 @@ def promote_if_better(version: str) -> Decision:
     client.set_model_version_tag(REGISTERED_MODEL, version, "decision", decision.reason)
     if decision.promote:
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
-    log.info("version %s %s: %s", version, "is the champion" if decision.promote else "is not promoted", decision.reason)
+    log.info(
+        "version %s %s: %s", version, "is the champion" if decision.promote else "is not promoted", decision.reason
+    )
     return decision

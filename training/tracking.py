@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import numpy as np
@@ -75,7 +75,9 @@ def git_state() -> dict[str, str]:
     def git(*arguments: str) -> str | None:
         root = Path(__file__).parent
         try:
-            return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+            return subprocess.run(
+                ["git", *arguments], cwd=root, check=True, capture_output=True, text=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
@@ -123,8 +125,7 @@ def artifact(run_id: str, path: str) -> Path:
 def run_config(run_id: str) -> DictConfig:
     """The configuration a run was started with."""
     config = OmegaConf.load(artifact(run_id, CONFIG_FILE))
-    assert isinstance(config, DictConfig)
-    return config
+    return cast(DictConfig, config)
 
 
 def run_classes(run_id: str) -> list[str]:

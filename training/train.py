@@ -57,14 +57,21 @@ def train(config: DictConfig) -> str:
         probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating")
         evaluation = evaluate(probabilities, data.test.labels, data.classes)
         mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
-        mlflow.log_table({key: [row[key] for row in evaluation.per_class] for key in evaluation.per_class[0]}, "per_class.json")
+        mlflow.log_table(
+            {key: [row[key] for row in evaluation.per_class] for key in evaluation.per_class[0]}, "per_class.json"
+        )
         tracking.log_figures(
             confusion=confusion_figure(evaluation, data.classes),
             misclassified=misclassified_figure(probabilities, data.test, data.classes),
         )
         tracking.log_model(trainer.classifier, data.classes, probabilities)
     checkpoints.remove()
-    log.info("test accuracy %.2f %% on %d pictures; MLflow run %s", 100 * evaluation.metrics["accuracy"], len(data.test), run_id)
+    log.info(
+        "test accuracy %.2f %% on %d pictures; MLflow run %s",
+        100 * evaluation.metrics["accuracy"],
+        len(data.test),
+        run_id,
+    )
     return run_id
 
 

@@ -1,0 +1,124 @@
+"""The flow against a real Prefect API, with its records looked up afterwards."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.retrain import data_overrides, retrain
+from tests.conftest import ROOT, TINY, assert_user_error, free_port, wait_until
+from training import registry
+from training.errors import UserError
+
+pytestmark = pytest.mark.slow
+OVERRIDES = [override for override in TINY if not override.startswith(("data=", "experiment="))]
+
+
+@pytest.fixture(scope="module")
+def prefect_api() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
+    version = retrain(
+        models=["efficientnet_lite0", "timm"],
+        data="digits",
+        overrides=[*OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
+    )
+    client = registry.tracking.connect()
+    registered = client.get_model_version(registry.REGISTERED_MODEL, version)
+    assert registered.tags["decision"]
+    with get_client(sync_client=True) as api:
+        (run,) = api.read_flow_runs(flow_run_filter=FlowRunFilter())
+        assert run.state is not None
+        assert run.state.is_completed()
+        artifacts = {artifact.key: artifact for artifact in api.read_artifacts()}
+    assert str(artifacts["candidates"].data).count("MLflow run") == 2
+    assert registered.tags["decision"] in str(artifacts["decision"].data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ('{"data": "/no/such/place"}', ["/no/such/place", "cifar10 or digits"]),
+        ('{"data": "digits", "experiment": "slow"}', ["slow", "quick"]),
+        ('{"data": "digits", "models": ["resnet19"]}', ["resnet19"]),
+        (
+            '{"data": "digits", "models": ["resnet18"], "overrides": ["model.weights=/no.safetensors"]}',
+            ["/no.safetensors"],
+        ),
+    ],
+)
+def test_a_mistake_ends_the_command_with_code_2(
+    arguments: str, words: list[str], run_module: Callable[..., CompletedProcess[str]]
+) -> None:
+    assert_user_error(run_module("flows.retrain", arguments), *words)
+
+
+def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
+    assert data_overrides("digits") == ["data=digits"]
+    odd = tmp_path / "my pictures, all"
+    odd.mkdir()
+    assert data_overrides(str(odd)) == ["data=folder", f"data.root='{odd}'"]
+    with pytest.raises(UserError, match="no such path"):
+        data_overrides("")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server of its own; yields the environment that points at it."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success)
+        yield environment
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_deployment_runs_on_a_process_worker(server: dict[str, str], tmp_path: Path) -> None:
+    def run(*command: str) -> str:
+        result = subprocess.run(command, cwd=ROOT, env=server, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    with open(tmp_path / "worker.log", "w") as log:
+        worker = subprocess.Popen(
+            ["make", "worker"], cwd=ROOT, env=server, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until(lambda: httpx.get(f"{server['PREFECT_API_URL']}/deployments/name/retrain/local").is_success)
+        overrides = str(OVERRIDES).replace("'", '"')
+        parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
+        output = run(
+            "prefect",
+            "deployment",
+            "run",
+            "retrain/local",
+            *(word for p in parameters for word in ("-p", p)),
+            "--watch",
+        )
+        assert "Completed" in output, output + (tmp_path / "worker.log").read_text()
+        logs = (tmp_path / "worker.log").read_text()
+        assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
+    finally:
+        os.killpg(worker.pid, 15)
+        worker.wait()

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+from training.config import compose_config
+from training.errors import UserError
+from training.models import build_model
+
+IMAGES = torch.randint(0, 256, (2, 40, 30, 3), dtype=torch.uint8)
+
+
+def model_config(*overrides: str) -> DictConfig:
+    return compose_config(overrides).model
+
+
+def test_the_installed_weights_know_imagenet() -> None:
+    """Their features tell digits apart far better than random ones: a wrong mapping of the tensors would not."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    digits = load_digits()
+    pixels = torch.from_numpy(np.repeat((digits.images * 15.9)[..., None], 3, axis=3).astype(np.uint8))[:900]
+
+    def accuracy(weights: str) -> float:
+        torch.manual_seed(0)
+        model = build_model(model_config("model.image_size=64", f"model.weights={weights}"), 10).eval()
+        with torch.inference_mode():
+            features = model.backbone(model.preprocessing(pixels)).numpy()
+        probe = LogisticRegression(max_iter=200).fit(features[:600], digits.target[:600])
+        return float(probe.score(features[600:], digits.target[600:]))
+
+    assert accuracy("package") > accuracy("none") + 0.1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_b16"])
+def test_the_reference_models_take_a_local_checkpoint(name: str, tmp_path: Path) -> None:
+    config = model_config(f"model={name}", "model.image_size=64", f"model.weights={tmp_path / 'timm.safetensors'}")
+    torch.manual_seed(1)
+    source = timm.create_model(config.backbone, **config.backbone_options)  # with its ImageNet classifier
+    save_file(source.state_dict(), tmp_path / "timm.safetensors")
+
+    model = build_model(config, classes=7).eval()
+    assert model(IMAGES).shape == (2, 7)
+    with torch.inference_mode():
+        pixels = model.preprocessing(IMAGES)
+        features = source.eval().forward_head(source.forward_features(pixels), pre_logits=True)
+        torch.testing.assert_close(model.backbone(pixels), features)
+
+
+def test_the_reference_head() -> None:
+    model = build_model(model_config("experiment=reference", "model=resnet18", "model.weights=none"), 10)
+    widths = [layer.out_features for layer in model.head if isinstance(layer, torch.nn.Linear)]
+    assert widths == [1024, 512, 256, 10]
+    assert sum(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.head) == 3
+
+
+def test_any_timm_model_works() -> None:
+    model = build_model(model_config("model=timm", "model.backbone=mobilenetv3_small_050", "model.weights=none"), 3)
+    assert model.eval()(IMAGES).shape == (2, 3)
+
+
+def test_an_unknown_backbone_is_refused_with_names_like_it() -> None:
+    with pytest.raises(UserError, match=r"resnet19 is not a timm model; did you mean .*"):
+        build_model(model_config("model=timm", "model.backbone=resnet19"), 10)
+
+
+@pytest.mark.parametrize("content", [None, b"not a checkpoint"])
+def test_a_checkpoint_that_does_not_fit_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"model.weights={path}"):
+        build_model(model_config("model=resnet18", f"model.weights={path}"), 10)
+
+
+def test_the_package_has_no_other_models_weights() -> None:
+    with pytest.raises(UserError, match=r"model\.weights=package"):
+        build_model(model_config("model=resnet18", "model.weights=package"), 10)
+
+
+def test_an_unreachable_hub_ends_with_the_alternatives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's client is the real one, told that it is offline and with an empty cache."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="resnet18") as failure:
+        build_model(model_config("model=resnet18"), 10)
+    for alternative in ("model.weights=FILE", "model.weights=none", "model=efficientnet_lite0"):
+        assert alternative in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 2

@@ -1,0 +1,111 @@
+"""A run that is killed goes on, and ends where one that was not killed ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY
+from training import tracking
+from training.config import compose_config
+from training.data import AlbumentationsDataset, build_transform, load_data
+from training.errors import UserError
+from training.models import CIFARClassifier, build_model
+from training.trainer import Trainer, train_mode
+
+
+def trainer(*overrides: str) -> tuple[Trainer, CIFARClassifier]:
+    config = compose_config([*TINY, "trainer.precision=no", *overrides])
+    data = load_data(config.data, config.seed)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(data.classes))
+    transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
+    dataset = AlbumentationsDataset(data.train, transform)
+    return Trainer(config.trainer, model, dataset, data.validation, config.seed), model
+
+
+def test_the_loss_falls_and_the_same_seed_gives_the_same_weights() -> None:
+    (first, model), (second, model_again) = trainer(), trainer()
+    epochs = list(first.fit())
+    assert epochs[-1].metrics["train_loss"] < 0.8 * epochs[0].metrics["train_loss"]
+    assert len(epochs[0].losses) == 5, "one loss for each of 320 / 64 steps"
+    list(second.fit())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, model_again.state_dict()[name]), name
+
+
+def test_a_frozen_backbone_stays_as_it_was() -> None:
+    training, model = trainer("trainer.freeze_backbone=true")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    list(training.fit())
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.0.weight", "head.0.bias"}
+
+
+def test_frozen_stages_stay_as_they_were_and_the_rest_learns() -> None:
+    training, model = trainer("trainer.frozen_stages=2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    list(training.fit())
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith(("backbone.conv_stem", "backbone.bn1", "backbone.blocks.0.")) for name in changed)
+    assert any(name.startswith("backbone.blocks.1.") for name in changed)
+    train_mode(model)
+    assert not model.backbone.blocks[0].training
+    assert model.backbone.blocks[1].training
+
+
+def test_layer_decay_slows_the_first_layers() -> None:
+    training, _ = trainer("trainer.layer_decay=0.5", "trainer.scheduler=constant", "trainer.warmup_epochs=0")
+    list(training.fit())
+    rates = [group["lr"] for group in training.optimizer.param_groups]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1] / 10
+
+
+def test_a_loss_that_explodes_is_explained() -> None:
+    training, _ = trainer("trainer.optimizer=sgd", "trainer.lr=1e30", "trainer.warmup_epochs=0")
+    with pytest.raises(UserError, match=r"smaller trainer\.lr"):
+        list(training.fit())
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    arguments = [*TINY, "trainer.precision=no", "trainer.epochs=4", f"mlflow_experiment={tmp_path.name}"]
+
+    def start(state: Path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "STATE_DIR": str(state), "MLFLOW_TRACKING_URI": f"sqlite:///{state}/mlflow.db"}
+        command = [sys.executable, "-m", "training.train", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def weights(state: Path) -> tuple[dict[str, torch.Tensor], int]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{state}/mlflow.db")
+            client = tracking.connect()
+            runs = client.search_runs([tracking.experiment_id(tmp_path.name)])
+            assert [run.info.status for run in runs] == ["FINISHED"], "the killed run was gone on with"
+            history = client.get_metric_history(runs[0].info.run_id, "validation_accuracy")
+            return load_file(tracking.artifact(runs[0].info.run_id, tracking.WEIGHTS_FILE)), len(history)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(killed)
+    while not list(killed.glob("runs/*/epoch-0002")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    resumed = start(killed)
+    _, output = resumed.communicate()
+    assert resumed.returncode == 0, output
+    assert start(whole).wait() == 0
+    (expected, epochs), (actual, epochs_resumed) = weights(whole), weights(killed)
+    assert epochs == epochs_resumed == 4
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, actual[name]), name
+    assert not list(killed.glob("runs/*")), "checkpoints go when the run is finished"
