@@ -44,7 +44,7 @@ def _explain(error: Exception) -> str:
     options = [line for line in lines if line.startswith("Available options")]
     if options:
         names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
-        choices = ", ".join(name for name in names if "provider=" not in name)
+        choices = ", ".join(name for name in names if "provider=" not in name and name != "base")
         return f"{lines[0]}\nChoose one of: {choices}"
     hint = (
         ""

@@ -39,7 +39,7 @@ def torch_classify(model: nn.Module) -> Classify:
     def classify(images: np.ndarray) -> np.ndarray:
         model.eval()
         device = next(model.parameters()).device
-        probabilities: np.ndarray = model(torch.from_numpy(images).to(device)).softmax(1).cpu().numpy()
+        probabilities: np.ndarray = model(torch.tensor(images, device=device)).softmax(1).cpu().numpy()
         return probabilities
 
     return classify

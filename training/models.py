@@ -1,5 +1,6 @@
 """CIFARClassifier: the preprocessing, a timm backbone and a head."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class CIFARClassifier(nn.Module):
     """Classifies decoded pictures, with Resize and Normalize as its first layers.
 
     Args:
-        backbone: maps float (N, 3, S, S) to features (N, `backbone.num_features`).
+        backbone: maps float (N, 3, S, S) to features (N, `backbone.head_hidden_size`).
         classes: how many.
         hidden_sizes: widths of the head's hidden layers; empty for timm's single linear layer.
         dropout: probability behind each hidden layer.
@@ -38,7 +39,7 @@ class CIFARClassifier(nn.Module):
         self.preprocessing = preprocessing
         self.backbone = backbone
         self.head = nn.Sequential()
-        width = self.backbone.num_features
+        width = self.backbone.head_hidden_size
         for hidden in hidden_sizes:
             self.head.append(nn.Linear(width, hidden))
             self.head.append(nn.BatchNorm1d(hidden))
@@ -93,9 +94,8 @@ def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Modu
             path of a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
     """
     if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        hint = f"did you mean {', '.join(similar)}?" if similar else "timm.list_models() has them all."
-        raise UserError(f"model.backbone={name} is not a timm model; {hint}")
+        similar = difflib.get_close_matches(name, timm.list_models(), cutoff=0)
+        raise UserError(f"model.backbone={name} is not a timm model; did you mean {', '.join(similar)}?")
     if weights == "none":
         return timm.create_model(name, num_classes=0, **options)
     if weights == "package":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from omegaconf import DictConfig
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -60,6 +61,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.train_set = train
         self.validation_set = validation
+        AcceleratorState._reset_state()  # the candidates of one process may differ in precision
         self.accelerator = Accelerator(mixed_precision=_precision(config.precision))
 
         if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
@@ -109,9 +111,10 @@ class Trainer:
             epoch.metrics["validation_accuracy"] = accuracy = self._validate()
             if accuracy > self.best_accuracy:
                 self.best_epoch, self.best_accuracy = self.epoch, accuracy
+            # The caller has recorded the epoch before its checkpoint says that it is done.
+            yield epoch
             if self.checkpoints:
                 self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
-            yield epoch
         if self.checkpoints and self.best_epoch != self.epoch:
             self.classifier.load_state_dict(self.checkpoints.tensors(self.best_epoch, "model"))
 

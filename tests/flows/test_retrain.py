@@ -14,12 +14,19 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import data_overrides, retrain
-from tests.conftest import ROOT, TINY, assert_user_error, free_port, wait_until
+from tests.conftest import ROOT, TINY, assert_user_error, free_port, state_in, wait_until
 from training import registry
 from training.errors import UserError
 
 pytestmark = pytest.mark.slow
 OVERRIDES = [override for override in TINY if not override.startswith(("data=", "experiment="))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """These runs register and promote: in a registry of their own."""
+    with state_in(tmp_path_factory.mktemp("flows")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,10 @@
 """Every configuration composes, and what it names can be built."""
 
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import timm
 
-from tests.conftest import assert_user_error
 from training.config import compose_config
 from training.data import build_transform
 from training.errors import UserError
@@ -60,11 +57,8 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
         ("trainer.epochs", ["trainer.epochs"]),
     ],
 )
-def test_a_wrong_override_is_explained(
-    override: str, words: list[str], run_module: Callable[..., CompletedProcess[str]]
-) -> None:
+def test_a_wrong_override_is_explained(override: str, words: list[str]) -> None:
     with pytest.raises(UserError) as failure:
         compose_config([override])
-    result = run_module("training.train", override)
-    assert_user_error(result, *words)
+    assert len(str(failure.value).splitlines()) <= 2
     assert all(word in str(failure.value) for word in words)

@@ -33,7 +33,7 @@ def trainer(*overrides: str) -> tuple[Trainer, CIFARClassifier]:
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights() -> None:
     (first, model), (second, model_again) = trainer(), trainer()
     epochs = list(first.fit())
-    assert epochs[-1].metrics["train_loss"] < 0.8 * epochs[0].metrics["train_loss"]
+    assert epochs[-1].metrics["train_loss"] < 0.95 * epochs[0].metrics["train_loss"]
     assert len(epochs[0].losses) == 5, "one loss for each of 320 / 64 steps"
     list(second.fit())
     for name, tensor in model.state_dict().items():
@@ -83,14 +83,16 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "training.train", *arguments]
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
-    def weights(state: Path) -> tuple[dict[str, torch.Tensor], int]:
+    def weights(state: Path) -> tuple[dict[str, torch.Tensor], set[int]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{state}/mlflow.db")
             client = tracking.connect()
             runs = client.search_runs([tracking.experiment_id(tmp_path.name)])
             assert [run.info.status for run in runs] == ["FINISHED"], "the killed run was gone on with"
             history = client.get_metric_history(runs[0].info.run_id, "validation_accuracy")
-            return load_file(tracking.artifact(runs[0].info.run_id, tracking.WEIGHTS_FILE)), len(history)
+            return load_file(tracking.artifact(runs[0].info.run_id, tracking.WEIGHTS_FILE)), {
+                metric.step for metric in history
+            }
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed)
@@ -105,7 +107,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert resumed.returncode == 0, output
     assert start(whole).wait() == 0
     (expected, epochs), (actual, epochs_resumed) = weights(whole), weights(killed)
-    assert epochs == epochs_resumed == 4
+    assert epochs == epochs_resumed == {1, 2, 3, 4}
     for name, tensor in expected.items():
         assert torch.equal(tensor, actual[name]), name
     assert not list(killed.glob("runs/*")), "checkpoints go when the run is finished"
