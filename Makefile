@@ -72,7 +72,10 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 clean:  ## Remove the environment and all state: models, runs, caches
 	rm -rf .venv state
 
-.venv/installed: requirements/dev.txt
+$(STATE_DIR):
+	@mkdir -p $@
+
+.venv/installed: requirements/dev.txt | $(STATE_DIR)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; set PYTHON=a Python 3.11" >&2; exit 2; }
 	@echo "installing into .venv (7 GB, a few minutes)"
 	@$(PYTHON) -m venv .venv

@@ -19,7 +19,7 @@ from training.config import compose_config
 from training.data import load_data
 from training.errors import UserError, exit_on_user_error
 
-console = Console()
+console = Console(soft_wrap=True)
 
 
 def demo(data: str, settings: Settings) -> None:
@@ -34,7 +34,7 @@ def demo(data: str, settings: Settings) -> None:
     with running(url, settings.state_dir / "demo" / "service.log", {}):
         command = ["curl", "--silent", "--show-error", "--form", f"image=@{picture}", f"{url}/classify"]
         console.rule("the service answers")
-        console.print("$", subprocess.list2cmdline(command), highlight=False, soft_wrap=True)
+        console.print("$", subprocess.list2cmdline(command), highlight=False)
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     console.print_json(answer)
     model = json.loads(answer)["model"]

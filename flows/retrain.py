@@ -125,7 +125,7 @@ def data_overrides(data: str) -> list[str]:
     path = Path(data).expanduser().resolve()
     if not data or not path.exists():
         raise UserError(f"data={data!r}: no such path; give a folder or an archive of pictures, cifar10 or digits")
-    return ["data=folder", f"data.root='{path}'"]
+    return ["data=folder", f"data.root='{path}'", f"data.name='{path.stem}'"]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.retrain import data_overrides, retrain
 from tests.conftest import ROOT, TINY, assert_user_error, free_port, state_in, wait_until
 from training import registry
+from training.config import compose_config
 from training.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -57,8 +58,6 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
     ("arguments", "words"),
     [
         ('{"data": "/no/such/place"}', ["/no/such/place", "cifar10 or digits"]),
-        ('{"data": "digits", "experiment": "slow"}', ["slow", "quick"]),
-        ('{"data": "digits", "models": ["resnet19"]}', ["resnet19"]),
         (
             '{"data": "digits", "models": ["resnet18"], "overrides": ["model.weights=/no.safetensors"]}',
             ["/no.safetensors"],
@@ -75,7 +74,8 @@ def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
     assert data_overrides("digits") == ["data=digits"]
     odd = tmp_path / "my pictures, all"
     odd.mkdir()
-    assert data_overrides(str(odd)) == ["data=folder", f"data.root='{odd}'"]
+    config = compose_config(data_overrides(str(odd)))
+    assert (config.data.root, config.data.name) == (str(odd), "my pictures, all")
     with pytest.raises(UserError, match="no such path"):
         data_overrides("")
 

@@ -1,0 +1,77 @@
+"""From pictures to an answer, as `make demo` does it."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from flows.retrain import retrain
+from serving.process import running
+from tests.conftest import ROOT, free_port, state_in
+from tests.serving.test_service import assert_same_answers
+from training import registry
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def own_state(tmp_path: Path) -> Iterator[Path]:
+    with state_in(tmp_path / "state") as directory:
+        yield directory
+
+
+def test_without_a_network_the_demo_says_so_and_goes_on_with_digits(own_state: Path) -> None:
+    port = free_port()
+    unreachable = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+    environment = {**os.environ, **unreachable, "PORT": str(port)}
+    command = ["make", "--no-print-directory", "demo", "DATA="]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "CIFAR-10 can't be downloaded" in result.stdout
+    assert "handwritten digits instead" in result.stdout
+    start = result.stdout.index("\n{") + 1
+    answer, _ = json.JSONDecoder().raw_decode(result.stdout[start:])
+    champion = registry.champion()
+    assert champion is not None
+    assert answer["model"]["data"] == champion.tags["data"] == "digits"
+    assert answer["model"]["run_id"] == champion.run_id
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert MlflowClient().get_run(champion.run_id).data.metrics["test_accuracy"] > 0.9
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(port) in (process.info["cmdline"] or [])]
+    assert not left, "the service has been stopped"
+
+
+def test_a_port_in_use_is_noticed_before_any_work(own_state: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = ["make", "demo", "DATA=digits", f"PORT={port}"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f"error: 127.0.0.1:{port} can't be listened on" in result.stderr
+    assert not (own_state / "mlflow.db").exists()
+
+
+def test_real_pictures_from_the_archive_to_the_answer(own_state: Path, cifar10_images: str, tmp_path: Path) -> None:
+    version = retrain(
+        data=cifar10_images,
+        overrides=["data.train_limit=4000", "data.test_limit=2000", "model.image_size=64", "trainer.epochs=1"],
+    )
+    client = registry.tracking.connect()
+    run_id = str(client.get_model_version(registry.REGISTERED_MODEL, version).run_id)
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["test_accuracy"] > 0.6
+    assert metrics["parity_disagreements"] == 0
+    assert metrics["parity_max_difference"] < 1e-3
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running(url, own_state / "service.log", {"SERVING_PORT": str(port)}):
+        assert assert_same_answers(url, run_id, registry.onnx_file(version), tmp_path) == 100
