@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 import bentoml
+import numpy as np
 from fastapi import FastAPI, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -101,8 +102,11 @@ class Classifier:
     async def classify(self, request: Request, image: UploadFile) -> Classification:
         """Classifies one picture: curl -F image=@cat.png http://localhost:3000/classify"""
         predictor = self.predictor
-        pixels = decode(await image.read(), SETTINGS.max_pixels)
-        (probabilities,) = await asyncio.to_thread(predictor.predict, pixels[None])
+
+        def answer(content: bytes) -> np.ndarray:
+            return predictor.predict(decode(content, SETTINGS.max_pixels)[None])[0]
+
+        probabilities = await asyncio.to_thread(answer, await image.read())
         best = int(probabilities.argmax())
         return Classification(
             label=predictor.classes[best],

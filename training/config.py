@@ -1,7 +1,6 @@
 """The composed configuration, and clear words where it can't be composed."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 
 import hydra
@@ -46,9 +45,4 @@ def _explain(error: Exception) -> str:
         names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
         choices = ", ".join(name for name in names if "provider=" not in name and name != "base")
         return f"{lines[0]}\nChoose one of: {choices}"
-    hint = (
-        ""
-        if "-h" in sys.argv
-        else "\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
-    )
-    return lines[0] + hint
+    return f"{lines[0]}\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
