@@ -53,6 +53,15 @@ def state_in(directory: Path) -> Iterator[Path]:
         yield directory
 
 
+@pytest.fixture(scope="module")
+def prefect_api() -> Iterator[None]:
+    """A Prefect server of its own for flows that a test calls."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
 @pytest.fixture(scope="session")
 def cifar10_images() -> str:
     """The folder or archive of real CIFAR-10 pictures that CIFAR10_IMAGES names."""

@@ -59,7 +59,9 @@ def test_a_port_in_use_is_noticed_before_any_work(own_state: Path) -> None:
     assert not (own_state / "mlflow.db").exists()
 
 
-def test_real_pictures_from_the_archive_to_the_answer(own_state: Path, cifar10_images: str, tmp_path: Path) -> None:
+def test_real_pictures_from_the_archive_to_the_answer(
+    own_state: Path, prefect_api: None, cifar10_images: str, tmp_path: Path
+) -> None:
     version = retrain(
         data=cifar10_images,
         overrides=["data.train_limit=4000", "data.test_limit=2000", "model.image_size=64", "trainer.epochs=1"],

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import data_overrides, retrain
 from tests.conftest import ROOT, TINY, assert_user_error, free_port, state_in, wait_until
@@ -27,12 +26,6 @@ OVERRIDES = [override for override in TINY if not override.startswith(("data=", 
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """These runs register and promote: in a registry of their own."""
     with state_in(tmp_path_factory.mktemp("flows")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def prefect_api() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
         yield
 
 
