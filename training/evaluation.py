@@ -109,6 +109,6 @@ def misclassified_figure(probabilities: np.ndarray, pictures: Pictures, classes:
     for axes, index in zip(figure.axes, worst, strict=False):
         axes.imshow(pictures[index])
         true, answer = classes[pictures.labels[index]], classes[predicted[index]]
-        axes.set_title(f"{true}\nnot {answer} ({probabilities[index].max():.0%})", fontsize=9)
+        axes.set_title(f"{true}, taken for\n{answer} ({probabilities[index].max():.0%})", fontsize=9)
     figure.suptitle(f"{len(wrong)} of {len(predicted)} misclassified; the most confident")
     return figure
