@@ -1,16 +1,18 @@
 """The composed configuration, and clear words where it can't be composed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.errors import UserError, exit_on_user_error
 
-CONFIG_DIR = "conf"
+CONFIG_DIR = str(Path(__file__).with_name("conf"))
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -19,30 +21,46 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: an override names a key, a group or an option that does not exist, or a value of the wrong form.
     """
-    try:
-        with hydra.initialize(CONFIG_DIR, version_base="1.3"):
-            return hydra.compose("config", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from error
+    with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def require_complete(config: DictConfig) -> None:
+    """Raises UserError where a value that has no default was not given."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
 
 
 def hydra_command(run: Callable[[DictConfig], None]) -> None:
     """Runs a function as a Hydra command line; what the user can mend ends it with exit code 2."""
     # Hydra would print its own errors and exit with 1; this makes it raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    with exit_on_user_error():
-        try:
-            hydra.main(CONFIG_DIR, "config", "1.3")(run)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(error)) from error
+
+    @hydra.main(CONFIG_DIR, "config", "1.3")
+    def job(config: DictConfig) -> None:
+        with exit_on_user_error(), _explained():  # in here already, or Hydra prints a line of its own first
+            run(config)
+
+    with exit_on_user_error(), _explained():
+        job()
 
 
-def _explain(error: Exception) -> str:
-    """The lines of Hydra's message that matter to a user: the first, and the options where it lists them."""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what Hydra and OmegaConf raise into a UserError."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explanation(error)) from error
+
+
+def _explanation(error: Exception) -> str:
+    """The lines of Hydra's message that matter to a user, with the options where it lists them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     options = [line for line in lines if line.startswith("Available options")]
     if options:
         names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
         choices = ", ".join(name for name in names if "provider=" not in name and name != "base")
         return f"{lines[0]}\nChoose one of: {choices}"
-    return f"{lines[0]}\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{first}\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."

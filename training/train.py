@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 
 from training import tracking
 from training.checkpoint import Checkpoints
-from training.config import hydra_command
+from training.config import hydra_command, require_complete
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
 from training.errors import UserError
 from training.evaluation import confusion_figure, evaluate, misclassified_figure, predict, torch_classify
@@ -31,6 +31,7 @@ def train(config: DictConfig) -> str:
     Raises:
         UserError: something in the configuration or the data that the user can mend.
     """
+    require_complete(config)
     data = load_data(config.data, config.seed)
     log.info(
         "%s: %d training, %d validation and %d test pictures of %d classes",

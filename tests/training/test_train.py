@@ -48,6 +48,8 @@ def test_own_pictures_of_any_size_train(image_folder: Path) -> None:
     [
         (["trainer.epoch=3"], ["epoch"]),
         (["model=resnet19"], ["resnet19", "densenet121", "efficientnet_lite0"]),
+        (["data=folder"], ["data.root"]),
+        (["data=digits", "transforms.steps.rotate.limit=abc"], ["Rotate"]),
         (["data=folder", "data.root=/no/such/place"], ["/no/such/place", "does not exist"]),
         (["data=digits", "data.broken=ignore"], ["data.broken=ignore", "refuse or skip"]),
         (["data=digits", "model=timm", "model.backbone=resnet19"], ["resnet19"]),
