@@ -68,6 +68,26 @@ def test_layer_decay_slows_the_first_layers() -> None:
     assert rates[0] < rates[-1] / 10
 
 
+def test_accumulated_batches_make_the_step_of_a_large_one() -> None:
+    """With the backbone frozen, so that no batch statistics depend on the batch."""
+    head = ["trainer.freeze_backbone=true", "trainer.scheduler=constant", "trainer.warmup_epochs=0"]
+    large, model = trainer(*head, "trainer.batch_size=64")
+    list(large.fit())
+    small, model_accumulated = trainer(*head, "trainer.batch_size=32", "trainer.accumulate_batches=2")
+    list(small.fit())
+    torch.testing.assert_close(model_accumulated.head.state_dict(), model.head.state_dict())
+
+
+def test_clipped_gradients_take_smaller_steps() -> None:
+    def moved(*overrides: str) -> float:
+        training, model = trainer("trainer.optimizer=sgd", "trainer.freeze_backbone=true", *overrides)
+        before = model.head[0].weight.clone()
+        list(training.fit())
+        return float((model.head[0].weight - before).norm())
+
+    assert moved("trainer.clip_grad_norm=1e-3") < 0.1 * moved()
+
+
 def test_a_loss_that_explodes_is_explained() -> None:
     training, _ = trainer("trainer.optimizer=sgd", "trainer.lr=1e30", "trainer.warmup_epochs=0")
     with pytest.raises(UserError, match=r"smaller trainer\.lr"):
