@@ -90,7 +90,7 @@ def trained(state_dir: Path) -> Trained:
     run_id = train(compose_config(TINY))
     version = registry.register(run_id, export_run(run_id))
     registry.promote_if_better(version)
-    return Trained(run_id, version, registry.onnx_file(version))
+    return Trained(run_id, version, registry.onnx_file(registry.version_uri(version)))
 
 
 @pytest.fixture(scope="session")

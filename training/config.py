@@ -31,12 +31,12 @@ def require_complete(config: DictConfig) -> None:
         raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
 
 
-def hydra_command(run: Callable[[DictConfig], None]) -> None:
+def hydra_command(run: Callable[[DictConfig], None], config_name: str = "config") -> None:
     """Runs a function as a Hydra command line; what the user can mend ends it with exit code 2."""
     # Hydra would print its own errors and exit with 1; this makes it raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    @hydra.main(CONFIG_DIR, "config", "1.3")
+    @hydra.main(CONFIG_DIR, config_name, "1.3")
     def job(config: DictConfig) -> None:
         with exit_on_user_error(), _explained():  # in here already, or Hydra prints a line of its own first
             run(config)

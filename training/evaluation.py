@@ -14,6 +14,7 @@ from training.data import Pictures
 from training.progress import progress
 
 BATCH_SIZE = 64
+CALIBRATION_BINS = 15
 
 # uint8 (N, H, W, 3) -> float32 (N, classes): what a PyTorch model and an ONNX session have in common.
 Classify = Callable[[np.ndarray], np.ndarray]
@@ -69,7 +70,9 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) 
         "precision": float(precision.mean()),
         "recall": float(recall.mean()),
         "f1": float(f1.mean()),
-        "calibration_error": float(calibration_error(predicted, target, "multiclass", n_bins=15, num_classes=count)),
+        "calibration_error": float(
+            calibration_error(predicted, target, "multiclass", n_bins=CALIBRATION_BINS, num_classes=count)
+        ),
     }
     columns = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
     per_class: list[dict[str, str | float]] = [
@@ -95,20 +98,18 @@ def confusion_figure(evaluation: Evaluation, classes: list[str]) -> Figure:
     return figure
 
 
-def misclassified_figure(probabilities: np.ndarray, pictures: Pictures, classes: list[str]) -> Figure:
-    """The wrong answers that the model was surest of, the surest first."""
-    predicted = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != pictures.labels)
-    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1))][:24]
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    if not len(worst):
-        figure.suptitle("no picture was misclassified")
-        return figure
-    for axes in figure.subplots(4, 6, squeeze=False).flat:
-        axes.axis("off")
-    for axes, index in zip(figure.axes, worst, strict=False):
-        axes.imshow(pictures[index])
-        true, answer = classes[pictures.labels[index]], classes[predicted[index]]
-        axes.set_title(f"{true}, taken for\n{answer} ({probabilities[index].max():.0%})", fontsize=9)
-    figure.suptitle(f"{len(wrong)} of {len(predicted)} misclassified; the most confident")
+def reliability_figure(probabilities: np.ndarray, labels: np.ndarray) -> Figure:
+    """How often the model is right (Guo et al. 2017) against how sure it is, and how often it is that sure."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    count = np.bincount(bins, minlength=CALIBRATION_BINS)
+    accuracy = np.bincount(bins, right, CALIBRATION_BINS) / np.maximum(count, 1)
+    middle = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(middle, accuracy, 0.9 / CALIBRATION_BINS)
+    above.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="dashed")
+    above.set(ylabel="share that is right", title="reliability", xlim=(0, 1), ylim=(0, 1))
+    below.bar(middle, count, 0.9 / CALIBRATION_BINS, color="grey")
+    below.set(xlabel="confidence", ylabel="pictures")
     return figure

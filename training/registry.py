@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from training import tracking
 from training.data import load_data
+from training.errors import UserError
 from training.evaluation import predict
 from training.export import MODEL_FILE, onnx_classify, onnx_metadata
 
@@ -54,10 +55,29 @@ def champion() -> ModelVersion | None:
         raise
 
 
-def onnx_file(version: str) -> Path:
-    """A local copy of a version's ONNX file."""
-    tracking.connect()
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{REGISTERED_MODEL}/{version}")) / MODEL_FILE
+def onnx_file(model: str) -> Path:
+    """A local copy of an ONNX file.
+
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path.
+
+    Raises:
+        UserError: there is no such version or file.
+    """
+    if model.startswith("models:/"):
+        tracking.connect()
+        try:
+            return Path(mlflow.artifacts.download_artifacts(model)) / MODEL_FILE
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{model} is not in the registry at {mlflow.get_tracking_uri()} ({reason})") from error
+    if not Path(model).is_file():
+        raise UserError(f"{model}: no such file; give an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION")
+    return Path(model)
+
+
+def version_uri(version: str) -> str:
+    return f"models:/{REGISTERED_MODEL}/{version}"
 
 
 def decide(version: str) -> Decision:
@@ -70,7 +90,7 @@ def decide(version: str) -> Decision:
     run_id = str(tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id)
     config = tracking.run_config(run_id)
     data = load_data(config.data, config.seed)
-    champion_file = onnx_file(str(current.version))
+    champion_file = onnx_file(version_uri(str(current.version)))
     if json.loads(onnx_metadata(champion_file)["classes"]) != data.classes:
         return Decision(True, f"the champion, version {current.version}, knows other classes")
     candidate = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))

@@ -18,8 +18,11 @@ from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
+from training.data import Pictures
 from training.errors import UserError
+from training.evaluation import Evaluation
 from training.models import CIFARClassifier, build_model
+from training.report import write_report
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
@@ -99,6 +102,15 @@ def log_losses(run_id: str, losses: dict[int, float]) -> None:
 def log_figures(**figures: Figure) -> None:
     for name, figure in figures.items():
         mlflow.log_figure(figure, f"plots/{name}.png")
+
+
+def log_report(
+    title: str, evaluation: Evaluation, probabilities: np.ndarray, pictures: Pictures, classes: list[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "report.html"
+        write_report(path, title, evaluation, probabilities, pictures, classes)
+        mlflow.log_artifact(str(path))
 
 
 def log_model(model: CIFARClassifier, classes: list[str], probabilities: np.ndarray) -> None:

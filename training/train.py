@@ -15,7 +15,7 @@ from training.checkpoint import Checkpoints
 from training.config import hydra_command, require_complete
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
 from training.errors import UserError
-from training.evaluation import confusion_figure, evaluate, misclassified_figure, predict, torch_classify
+from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
 from training.models import build_model
 from training.trainer import Trainer
 
@@ -63,8 +63,9 @@ def train(config: DictConfig) -> str:
         )
         tracking.log_figures(
             confusion=confusion_figure(evaluation, data.classes),
-            misclassified=misclassified_figure(probabilities, data.test, data.classes),
+            reliability=reliability_figure(probabilities, data.test.labels),
         )
+        tracking.log_report(f"{config.model.name} on {data.name}", evaluation, probabilities, data.test, data.classes)
         tracking.log_model(trainer.classifier, data.classes, probabilities)
     checkpoints.remove()
     log.info(

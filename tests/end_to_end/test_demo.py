@@ -76,4 +76,4 @@ def test_real_pictures_from_the_archive_to_the_answer(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with running(url, own_state / "service.log", {"SERVING_PORT": str(port)}):
-        assert assert_same_answers(url, run_id, registry.onnx_file(version), tmp_path) == 100
+        assert assert_same_answers(url, run_id, registry.onnx_file(registry.version_uri(version)), tmp_path) == 100

@@ -29,8 +29,9 @@ def test_a_run_prints_its_configuration_and_is_tracked_whole(run_module: Run) ->
         run.data.metrics
     )
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 5
-    for plot in ("confusion", "misclassified"):
+    for plot in ("confusion", "reliability"):
         assert tracking.artifact(run.info.run_id, f"plots/{plot}.png").stat().st_size > 10_000
+    assert "efficientnet_lite0 on digits" in tracking.artifact(run.info.run_id, "report.html").read_text()
 
 
 def test_own_pictures_of_any_size_train(image_folder: Path) -> None:
