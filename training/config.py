@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: an override names a key, a group or an option that does not exist, or a value of the wrong form.
     """
+    GlobalHydra.instance().clear()  # a command that Hydra itself started may compose further configurations
     with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return hydra.compose("config", list(overrides))
 

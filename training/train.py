@@ -40,11 +40,12 @@ def train(config: DictConfig) -> str:
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(data.classes))
     transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
-    checkpoints = unfinished_checkpoints(config, data)
+    key = run_key(config, data)
+    checkpoints = unfinished_checkpoints(config, key)
     trainer = Trainer(
         config.trainer, model, AlbumentationsDataset(data.train, transform), data.validation, config.seed, checkpoints
     )
-    tags = {"model": config.model.name, "data": data.name, "data_fingerprint": data.fingerprint}
+    tags = {"model": config.model.name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": key}
     with tracking.training_run(config, tags, checkpoints.run_id) as run_id:
         checkpoints.run_id = run_id
         for epoch in trainer.fit():
@@ -77,17 +78,31 @@ def train(config: DictConfig) -> str:
     return run_id
 
 
-def unfinished_checkpoints(config: DictConfig, data: ImageData) -> Checkpoints:
-    """The checkpoints of a run of the same configuration on the same data that was cut off, or none yet."""
+def run_key(config: DictConfig, data: ImageData) -> str:
+    """What a run depends on, as a hash: two runs of one key are the same run."""
+    what_counts = OmegaConf.masked_copy(config, ["transforms", "model", "trainer", "seed"])
+    del what_counts.trainer.resume
+    pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
+    return hashlib.sha256("\n".join([OmegaConf.to_yaml(what_counts), *pictures]).encode()).hexdigest()[:16]
+
+
+def unfinished_checkpoints(config: DictConfig, key: str) -> Checkpoints:
+    """The checkpoints of a run of the same key that was cut off, or none yet."""
     if config.trainer.resume not in ("auto", "never"):
         raise UserError(f"trainer.resume={config.trainer.resume}: choose auto or never")
-    what_counts = OmegaConf.masked_copy(config, ["data", "transforms", "model", "trainer", "seed"])
-    del what_counts.trainer.resume
-    key = hashlib.sha256(f"{OmegaConf.to_yaml(what_counts)} {data.fingerprint}".encode()).hexdigest()
-    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key[:16])
+    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
     if config.trainer.resume == "never":
         checkpoints.remove()
     return checkpoints
+
+
+def finished_run(config: DictConfig) -> str | None:
+    """The MLflow run that has trained just this, if there is one."""
+    key = run_key(config, load_data(config.data, config.seed))
+    client = tracking.connect()
+    experiment = tracking.experiment_id(config.mlflow_experiment)
+    runs = client.search_runs([experiment], f"tags.run_key = '{key}' and attributes.status = 'FINISHED'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def main(config: DictConfig) -> None:

@@ -156,6 +156,7 @@ class Trainer:
             )
         metrics = {
             "train_loss": sum(values) / len(values),
+            "train_seconds": seconds,
             "images_per_second": len(values) * self.batch_size / seconds,
             "lr": self.optimizer.param_groups[-1]["lr"],
         }
