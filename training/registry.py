@@ -1,7 +1,8 @@
-"""MLflow's registry: register, compare, promote."""
+"""MLflow's registry: register, compare, promote, and roll back: python -m training.registry rollback"""
 
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scipy.stats import binomtest
 
 from training import tracking
 from training.data import load_data
-from training.errors import UserError
+from training.errors import UserError, exit_on_user_error
 from training.evaluation import predict
 from training.export import MODEL_FILE, onnx_classify, onnx_metadata
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 REGISTERED_MODEL = "cifar10-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
+# The tag that names the version a champion replaced.
+PREVIOUS = "previous_champion"
 # How sure a comparison must be before the champion changes.
 SIGNIFICANCE = 0.05
 
@@ -125,8 +128,35 @@ def promote_if_better(version: str) -> Decision:
     client = tracking.connect()
     client.set_model_version_tag(REGISTERED_MODEL, version, "decision", decision.reason)
     if decision.promote:
+        if current := champion():
+            client.set_model_version_tag(REGISTERED_MODEL, version, PREVIOUS, str(current.version))
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
     log.info(
         "version %s %s: %s", version, "is the champion" if decision.promote else "is not promoted", decision.reason
     )
     return decision
+
+
+def rollback() -> str:
+    """Makes the version that the champion replaced the champion again; returns it.
+
+    Raises:
+        UserError: there is no champion, or none before it.
+    """
+    current = champion()
+    if current is None:
+        raise UserError(f"{REGISTERED_MODEL} has no champion in the registry at {mlflow.get_tracking_uri()}")
+    previous = current.tags.get(PREVIOUS)
+    if previous is None:
+        raise UserError(f"the champion, version {current.version}, is the first: there is none to go back to")
+    tracking.connect().set_registered_model_alias(REGISTERED_MODEL, CHAMPION, previous)
+    log.info("version %s is the champion again, in place of version %s", previous, current.version)
+    return previous
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with exit_on_user_error():
+        if sys.argv[1:] != ["rollback"]:
+            raise UserError("usage: python -m training.registry rollback")
+        rollback()

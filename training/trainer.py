@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from omegaconf import DictConfig
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from training.checkpoint import Checkpoints, State, flatten_optimizer, unflatten_optimizer
+from training.config import TrainerConfig
 from training.data import AlbumentationsDataset, Pictures, epoch_seed
 from training.errors import UserError
 from training.models import CIFARClassifier
@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: DictConfig,
+        config: TrainerConfig,
         model: CIFARClassifier,
         train: AlbumentationsDataset,
         validation: Pictures,
@@ -96,7 +96,7 @@ class Trainer:
             self.optimizer,
             config.scheduler,
             num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,
+            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # timm takes fractions as well
             step_on_epochs=False,
             updates_per_epoch=len(self.loader),
         )

@@ -1,8 +1,14 @@
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
 import numpy as np
 import pytest
 
-from tests.conftest import Trained
+from tests.conftest import TINY, Trained, assert_user_error, state_in
 from training import registry
+from training.config import compose_config
+from training.train import train
 
 
 def answers(right: int, total: int = 100) -> np.ndarray:
@@ -44,3 +50,26 @@ def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Tra
     assert str(champion.version) == trained.version
     challenger = registry.tracking.connect().get_model_version_by_alias(registry.REGISTERED_MODEL, "challenger")
     assert challenger.tags["decision"] == decision.reason
+
+
+def test_rollback_puts_the_previous_champion_back(
+    trained: Trained, tmp_path: Path, run_module: Callable[..., CompletedProcess[str]]
+) -> None:
+    from training.export import export_run
+
+    with state_in(tmp_path):
+        run_id = train(compose_config([*TINY, "trainer.epochs=1", "model.weights=none"]))
+        first, second = (registry.register(run_id, export_run(run_id)) for _ in range(2))
+        assert registry.promote_if_better(first).promote
+        assert_user_error(run_module("training.registry", "rollback"), f"version {first}", "is the first")
+
+        # A better second version: what the comparison says of it is not what this test is about.
+        client = registry.tracking.connect()
+        client.set_model_version_tag(registry.REGISTERED_MODEL, second, registry.PREVIOUS, first)
+        client.set_registered_model_alias(registry.REGISTERED_MODEL, registry.CHAMPION, second)
+        result = run_module("training.registry", "rollback")
+        assert result.returncode == 0, result.stderr
+        champion = registry.champion()
+        assert champion is not None
+        assert str(champion.version) == first
+    assert_user_error(run_module("training.registry", "roll"), "rollback")
