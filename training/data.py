@@ -262,6 +262,10 @@ class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):
         # ToTensorV2 puts the channels first; the model's own layout has them last.
         return image.permute(1, 2, 0), int(self.pictures.labels[index])
 
+    def set_seed(self, seed: int) -> None:
+        """Makes the augmentation that follows a function of `seed` and the order of the pictures."""
+        self.transform.set_random_seed(seed)
+
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of all that is random in an epoch: one that no other seed and epoch share but by rare chance."""

@@ -18,6 +18,7 @@ from training.checkpoint import Checkpoints, State, flatten_optimizer, unflatten
 from training.config import TrainerConfig
 from training.data import AlbumentationsDataset, Pictures, epoch_seed
 from training.errors import UserError
+from training.features import Features, features_of
 from training.models import CIFARClassifier
 from training.progress import progress
 
@@ -59,8 +60,6 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.checkpoints = checkpoints
-        self.train_set = train
-        self.validation_set = validation
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
@@ -69,11 +68,23 @@ class Trainer:
 
         if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
             depthwise_in_float32(model)
-        freeze(model, len(model.stages()) if config.freeze_backbone else config.frozen_stages)
         self.batch_size = min(config.batch_size, len(train))
+        self._classifier = model
+        self.train_set: AlbumentationsDataset | Features = train
+        self.validation_set: Pictures | Features = validation
+        network: nn.Module = model
+        if config.freeze_backbone:
+            train.set_seed(epoch_seed(seed, 0))
+            model.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                self.train_set = features_of(model, train, self.batch_size, config.num_workers)
+                self.validation_set = features_of(model, validation, self.batch_size)
+            network = model.head
+        else:
+            freeze(model, config.frozen_stages)
         self.generator = torch.Generator()
         loader = DataLoader(
-            train,
+            self.train_set,
             self.batch_size,
             shuffle=True,
             generator=self.generator,
@@ -85,13 +96,13 @@ class Trainer:
         if config.scheduler not in SCHEDULERS:
             raise UserError(f"trainer.scheduler={config.scheduler}: choose {' or '.join(SCHEDULERS)}")
         optimizer = create_optimizer_v2(
-            model,
+            network,
             config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
         )
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(network, optimizer, loader)
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             config.scheduler,
@@ -124,14 +135,14 @@ class Trainer:
     @property
     def classifier(self) -> CIFARClassifier:
         """The model itself, float32, without what mixed precision and several processes wrap around it."""
-        model: CIFARClassifier = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        return model
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self._classifier
 
     def _train_epoch(self) -> Epoch:
         seed = epoch_seed(self.seed, self.epoch)
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
-        self.train_set.transform.set_random_seed(seed)
+        self.train_set.set_seed(seed)
         train_mode(self.model)
 
         first_step = (self.epoch - 1) * len(self.loader)
@@ -166,8 +177,8 @@ class Trainer:
     def _validate(self) -> float:
         self.model.eval()
         correct = 0
-        for indices, images in self.validation_set.batches(2 * self.batch_size):
-            logits = self.model(torch.from_numpy(images).to(self.accelerator.device))
+        for indices, inputs in self.validation_set.batches(2 * self.batch_size):
+            logits = self.model(torch.as_tensor(inputs, device=self.accelerator.device))
             correct += int((logits.argmax(1).cpu().numpy() == self.validation_set.labels[indices]).sum())
         return correct / len(self.validation_set)
 

@@ -48,6 +48,18 @@ def test_a_frozen_backbone_stays_as_it_was() -> None:
     assert changed == {"head.0.weight", "head.0.bias"}
 
 
+def test_training_on_features_is_training_with_every_stage_frozen() -> None:
+    """Without augmentation the two see the same, so they must end with the same head."""
+    steps = [f"transforms.steps.{name}.p=0" for name in ("horizontal_flip", "rotate", "coarse_dropout")]
+    plain = [*steps, "~transforms.steps.pad"]
+    on_features, model = trainer(*plain, "trainer.freeze_backbone=true")
+    list(on_features.fit())
+    step_by_step, slow_model = trainer(*plain, "trainer.frozen_stages=99")
+    epochs = list(step_by_step.fit())
+    torch.testing.assert_close(model.head.state_dict(), slow_model.head.state_dict(), atol=1e-4, rtol=1e-3)
+    assert len(epochs) == 2
+
+
 def test_frozen_stages_stay_as_they_were_and_the_rest_learns() -> None:
     training, model = trainer("trainer.frozen_stages=2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
