@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -90,7 +91,10 @@ def trained(state_dir: Path) -> Trained:
     run_id = train(compose_config(TINY))
     version = registry.register(run_id, export_run(run_id))
     registry.promote_if_better(version)
-    return Trained(run_id, version, registry.onnx_file(registry.version_uri(version)))
+    # The file alone, away from what the registry keeps beside it.
+    alone = state_dir / "alone.onnx"
+    shutil.copy(registry.onnx_file(registry.version_uri(version)), alone)
+    return Trained(run_id, version, alone)
 
 
 @pytest.fixture(scope="session")

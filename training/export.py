@@ -166,6 +166,7 @@ def export_run(run_id: str) -> str:
             signature=SIGNATURE,
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
             metadata=metadata,
+            save_as_external_data=False,  # one file that is enough by itself
         )
     log.info("ONNX agrees with PyTorch on %d pictures, within %.1e", len(data.test), parity.max_difference)
     return str(model.model_uri)
