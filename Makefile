@@ -13,6 +13,8 @@ export SERVING_PORT ?= $(PORT)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing here reports its use to anybody.
 export DO_NOT_TRACK := 1
+# What runs here is asked directly, also where the network is reached through a proxy.
+export no_proxy := 127.0.0.1,localhost,$(no_proxy)
 export MLFLOW_DISABLE_TELEMETRY := true
 export BENTOML_DO_NOT_TRACK := True
 

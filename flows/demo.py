@@ -1,6 +1,7 @@
 """The whole stack once: train, register, serve, ask. `make demo` runs it."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,9 +33,17 @@ def demo(data: str, settings: Settings) -> None:
     picture, label = write_test_picture(data, settings.state_dir / "demo")
     url = f"http://{settings.host}:{settings.port}"
     with running(url, settings.state_dir / "demo" / "service.log", {}):
-        command = ["curl", "--silent", "--show-error", "--form", f"image=@{picture}", f"{url}/classify"]
+        command = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail-with-body",
+            "--form",
+            f"image=@{picture}",
+            f"{url}/classify",
+        ]
         console.rule("the service answers")
-        console.print("$", subprocess.list2cmdline(command), highlight=False)
+        console.print("$", shlex.join(command), highlight=False, markup=False)
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     console.print_json(answer)
     model = json.loads(answer)["model"]
@@ -62,7 +71,7 @@ def write_test_picture(data: str, directory: Path) -> tuple[Path, str]:
     pictures = load_data(config.data, config.seed)
     directory.mkdir(parents=True, exist_ok=True)
     label = pictures.classes[pictures.test.labels[0]]
-    path = directory / f"{label}.png"
+    path = directory / "picture.png"
     Image.fromarray(pictures.test[0]).save(path)
     return path, label
 

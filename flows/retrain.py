@@ -125,7 +125,8 @@ def data_overrides(data: str) -> list[str]:
     path = Path(data).expanduser().resolve()
     if not data or not path.exists():
         raise UserError(f"data={data!r}: no such path; give a folder or an archive of pictures, cifar10 or digits")
-    return ["data=folder", f"data.root='{path}'", f"data.name='{path.stem}'"]
+    root, name = (text.replace("'", r"\'") for text in (str(path), path.stem))
+    return ["data=folder", f"data.root='{root}'", f"data.name='{name}'"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Why a request is refused."""
+"""Why a request is refused, or the service can't start."""
 
 
 class Refusal(Exception):

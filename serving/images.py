@@ -7,6 +7,9 @@ from PIL import Image, ImageOps
 
 from serving.errors import Refusal
 
+# Image files that are taken; training/data.py takes the same.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+
 
 def decode(content: bytes, max_pixels: int) -> np.ndarray:
     """Decodes the first frame of an image file, upright as its EXIF orientation says.
@@ -18,7 +21,7 @@ def decode(content: bytes, max_pixels: int) -> np.ndarray:
         Refusal: 400 not a picture, or a broken one; 413 more than `max_pixels`.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Refusal(
@@ -26,8 +29,12 @@ def decode(content: bytes, max_pixels: int) -> np.ndarray:
                 )
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.UnidentifiedImageError as error:
-        raise Refusal(400, "not_a_picture", f"The {len(content)} bytes are not a picture in a known format.") from error
+        raise Refusal(
+            400, "not_a_picture", f"The {len(content)} bytes are not a picture as {', '.join(FORMATS)} file."
+        ) from error
     except Image.DecompressionBombError as error:
         raise Refusal(413, "too_many_pixels", f"The picture has more than {max_pixels} pixels.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for a broken file
         raise Refusal(400, "broken_picture", f"The picture is broken: {error}.") from error

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the cache's layout changes.
 CACHE_VERSION = 1
+# Image files that are taken; serving/images.py takes the same.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 Source = Callable[[], Iterator[Item]]
 
@@ -141,8 +143,11 @@ class ImageLoader:
             with tempfile.TemporaryDirectory(dir=self.cache_dir, ignore_cleanup_errors=True) as partial:
                 broken = _write(Path(partial) / "cache", source(), classes)
                 self._report(broken)
-                with contextlib.suppress(FileExistsError):  # another process was as quick
+                try:
                     (Path(partial) / "cache").rename(directory)
+                except OSError:
+                    if not directory.exists():  # else another process was as quick
+                        raise
         return fingerprint, classes, {split: _read(directory / split) for split in SPLITS}
 
     def _report(self, broken: list[str]) -> None:
@@ -179,7 +184,7 @@ def _write(directory: Path, items: Iterable[Item], classes: list[str]) -> list[s
         for item in progress(items, "decoding"):
             try:
                 pixels = decode(item.content) if isinstance(item.content, bytes) else item.content
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            except Exception:  # Pillow's decoders raise many kinds for a broken file
                 broken.append(item.name)
                 continue
             files[item.split].write(np.ascontiguousarray(pixels).data)
@@ -208,7 +213,7 @@ def _read(directory: Path) -> Pictures:
 
 def decode(content: bytes) -> np.ndarray:
     """An image file's bytes -> uint8 (H, W, 3), RGB, upright as its EXIF orientation says."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -218,7 +223,9 @@ def stratified_split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pi
     try:
         rest, part = next(splitter.split(pictures.labels, pictures.labels))
     except ValueError as error:
-        raise UserError(f"{len(pictures)} training pictures can't be split: {error}") from error
+        raise UserError(
+            f"{len(pictures)} training pictures can't be split with data.validation_fraction={fraction}: {error}"
+        ) from error
     return pictures.subset(rest), pictures.subset(part)
 
 
@@ -226,7 +233,9 @@ def stratified_sample(pictures: Pictures, limit: int | None, seed: int) -> Pictu
     """At most `limit` of the pictures, with every class in proportion; all of them where it is None."""
     if limit is None or limit >= len(pictures):
         return pictures
-    return stratified_split(pictures, limit / len(pictures), seed)[1]
+    shuffled = np.random.default_rng(seed).permutation(len(pictures))
+    by_class = shuffled[np.argsort(pictures.labels[shuffled], kind="stable")]
+    return pictures.subset(np.sort(by_class[np.arange(limit) * len(pictures) // limit]))
 
 
 def build_transform(config: DictConfig, own_size: int | None, image_size: int) -> A.Compose:

@@ -122,7 +122,7 @@ def _from_package(name: str, options: dict[str, Any]) -> nn.Module:
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **options)
-    except (OSError, RuntimeError) as error:  # every failure of the hub's client is one of these
+    except Exception as error:  # the hub's client and what is below it each raise their own
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"the weights of {name} can't be fetched from timm's hub ({type(error).__name__}: {reason:.120}).\n"
@@ -135,9 +135,15 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file; give hub, package, none or a local checkpoint")
     try:
-        return timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(path)}, **options
+        # With its classifier, since timm checks that the file has every tensor only then.
+        known = timm.get_pretrained_cfg(name)
+        classes = known.num_classes if known else 1000
+        overlay = {"file": str(path)}
+        model: Any = timm.create_model(
+            name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **options
         )
+        model.reset_classifier(0)
+        return model
     except Exception as error:  # torch, safetensors and timm each raise their own for a file that does not fit
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.weights={path} is not a checkpoint of {name} ({reason:.120})") from error

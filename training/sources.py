@@ -65,7 +65,10 @@ def _check_classes(root: str, counts: dict[tuple[str, str], int]) -> None:
     for split in SPLITS:
         if not any(counts[key] for key in counts if key[0] == split):
             raise UserError(f"data.root={root}: no pictures under {split}/<class>/; both train/ and test/ need some")
-    for label in sorted({label for _, label in counts}):
+    labels = sorted({label for _, label in counts})
+    if len(labels) < 2:
+        raise UserError(f"data.root={root}: there is only one class ({labels[0]}); at least two are needed")
+    for label in labels:
         for split in SPLITS:
             if not counts.get((split, label)):
                 raise UserError(f"data.root={root}: no pictures in {split}/{label}/; add some or remove the class")

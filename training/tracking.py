@@ -61,7 +61,8 @@ def training_run(config: DictConfig, tags: dict[str, str], run_id: str | None) -
         run_id = None  # tracked elsewhere, or deleted since
     with mlflow.start_run(run_id=run_id, experiment_id=parent, run_name=config.model.name) as run:
         mlflow.set_tags({**tags, **git_state()})
-        mlflow.log_params(_flat(OmegaConf.to_container(config, resolve=False, throw_on_missing=False)))
+        if not run_id:  # a run that goes on keeps what it was started with
+            mlflow.log_params(_flat(OmegaConf.to_container(config, resolve=False, throw_on_missing=False)))
         mlflow.log_text(OmegaConf.to_yaml(config), CONFIG_FILE)
         yield run.info.run_id
 

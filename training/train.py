@@ -1,8 +1,10 @@
 """One training run: python -m training.train experiment=quick model=efficientnet_lite0 trainer.epochs=2"""
 
 import hashlib
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import rich
@@ -80,10 +82,11 @@ def train(config: DictConfig) -> str:
 
 def run_key(config: DictConfig, data: ImageData) -> str:
     """What a run depends on, as a hash: two runs of one key are the same run."""
-    what_counts = OmegaConf.masked_copy(config, ["transforms", "model", "trainer", "seed"])
-    del what_counts.trainer.resume
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    what_counts = {name: resolved[name] for name in ("transforms", "model", "trainer", "seed")}
+    del what_counts["trainer"]["resume"]
     pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
-    return hashlib.sha256("\n".join([OmegaConf.to_yaml(what_counts), *pictures]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([json.dumps(what_counts), *pictures]).encode()).hexdigest()[:16]
 
 
 def unfinished_checkpoints(config: DictConfig, key: str) -> Checkpoints:

@@ -38,7 +38,8 @@ class Epoch:
 
 
 class Trainer:
-    """Fine-tunes a classifier, keeping the weights of the epoch with the best validation accuracy.
+    """Fine-tunes a classifier, keeping the weights of the epoch with the best validation accuracy
+    where there are checkpoints, else those of the last.
 
     An epoch's batches, augmentation and dropout follow from the seed and its number alone, so training that was
     killed and resumed ends with the weights of training that was not.
@@ -69,7 +70,7 @@ class Trainer:
         if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
             depthwise_in_float32(model)
         self.batch_size = min(config.batch_size, len(train))
-        self._classifier = model
+        self.classifier = model
         self.train_set: AlbumentationsDataset | Features = train
         self.validation_set: Pictures | Features = validation
         network: nn.Module = model
@@ -131,12 +132,8 @@ class Trainer:
                 self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
         if self.checkpoints and self.best_epoch != self.epoch:
             self.classifier.load_state_dict(self.checkpoints.tensors(self.best_epoch, "model"))
-
-    @property
-    def classifier(self) -> CIFARClassifier:
-        """The model itself, float32, without what mixed precision and several processes wrap around it."""
+        # Behind the last epoch the classifier answers in float32; unwrapping it before would end mixed precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        return self._classifier
 
     def _train_epoch(self) -> Epoch:
         seed = epoch_seed(self.seed, self.epoch)

@@ -65,10 +65,10 @@ def test_a_mistake_ends_the_command_with_code_2(
 
 def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
     assert data_overrides("digits") == ["data=digits"]
-    odd = tmp_path / "my pictures, all"
+    odd = tmp_path / "Ann's pictures, all"
     odd.mkdir()
     config = compose_config(data_overrides(str(odd)))
-    assert (config.data.root, config.data.name) == (str(odd), "my pictures, all")
+    assert (config.data.root, config.data.name) == (str(odd), "Ann's pictures, all")
     with pytest.raises(UserError, match="no such path"):
         data_overrides("")
 

@@ -76,6 +76,13 @@ def test_a_sample_keeps_the_proportions() -> None:
     assert set(np.bincount(sample.labels)) <= {9, 10, 11}
 
 
+@pytest.mark.parametrize("leave_out", [1, 5, 700])
+def test_a_sample_has_the_size_that_was_asked_for(leave_out: int) -> None:
+    pictures = load_data(compose_config(["data=digits"]).data, 1).train
+    sample = stratified_sample(pictures, len(pictures) - leave_out, 1)
+    assert len(sample) == len(set(sample.names)) == len(pictures) - leave_out
+
+
 def test_batches_hold_every_picture_once_in_one_size_each(image_folder: Path, tmp_path: Path) -> None:
     pictures = load(image_folder, tmp_path / "cache")[2]["train"]
     seen = []

@@ -66,6 +66,12 @@ def test_an_unknown_backbone_is_refused_with_names_like_it() -> None:
         build_model(model_config("model=timm", "model.backbone=resnet19"), 10)
 
 
+def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    save_file({"backbone.conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="is not a checkpoint of resnet18"):
+        build_model(model_config("model=resnet18", f"model.weights={tmp_path / 'other.safetensors'}"), 10)
+
+
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"])
 def test_a_checkpoint_that_does_not_fit_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"

@@ -45,6 +45,13 @@ def test_a_class_folder_without_pictures_is_named(image_folder: Path, split: str
         list(sources.folder(str(image_folder)))
 
 
+def test_one_class_is_too_few(image_folder: Path) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(image_folder / split / "red")
+    with pytest.raises(UserError, match=r"only one class \(green\)"):
+        list(sources.folder(str(image_folder)))
+
+
 def test_a_damaged_archive_is_refused(image_folder: Path, tmp_path: Path) -> None:
     archive = tmp_path / "pictures.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
