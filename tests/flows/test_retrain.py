@@ -1,6 +1,7 @@
 """The flow against a real Prefect API, with its records looked up afterwards."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_until(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success)
         yield environment
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 
@@ -120,5 +121,6 @@ def test_a_deployment_runs_on_a_process_worker(server: dict[str, str], tmp_path:
         logs = (tmp_path / "worker.log").read_text()
         assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
     finally:
-        os.killpg(worker.pid, 15)
+        # The run is over; a worker that is asked politely sometimes waits for itself.
+        os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
