@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from training.checkpoint import Checkpoints, State, flatten_optimizer, unflatten_optimizer
 from training.config import TrainerConfig
 from training.data import AlbumentationsDataset, Pictures, epoch_seed
-from training.errors import UserError
+from training.errors import UserError, require_choice
 from training.features import Features, features_of
+from training.memory import keep_freed_memory
 from training.models import CIFARClassifier
 from training.progress import progress
 
@@ -61,6 +62,10 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.checkpoints = checkpoints
+        require_choice("trainer.scheduler", config.scheduler, SCHEDULERS)
+        if config.optimizer not in list_optimizers():
+            raise UserError(f"trainer.optimizer={config.optimizer}: choose one of timm's, such as adam, adamw or sgd")
+        keep_freed_memory()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
@@ -92,10 +97,6 @@ class Trainer:
             num_workers=config.num_workers,
             drop_last=True,  # batch norm can't learn from a last batch of one
         )
-        if config.optimizer not in list_optimizers():
-            raise UserError(f"trainer.optimizer={config.optimizer}: choose one of timm's, such as adam, adamw or sgd")
-        if config.scheduler not in SCHEDULERS:
-            raise UserError(f"trainer.scheduler={config.scheduler}: choose {' or '.join(SCHEDULERS)}")
         optimizer = create_optimizer_v2(
             network,
             config.optimizer,
@@ -207,8 +208,7 @@ class Trainer:
 
 
 def _precision(name: str) -> str:
-    if name not in PRECISIONS:
-        raise UserError(f"trainer.precision={name}: choose one of {', '.join(PRECISIONS)}")
+    require_choice("trainer.precision", name, PRECISIONS)
     if name != "auto":
         return name
     if torch.cuda.is_available():
