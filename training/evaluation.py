@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy.special import softmax
 from torch import nn
 from torchmetrics.functional import calibration_error
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_stat_scores
@@ -33,17 +34,23 @@ class Evaluation:
     confusion: np.ndarray
 
 
-def torch_classify(model: nn.Module) -> Classify:
-    """A PyTorch classifier as a function of arrays: float32, without gradients."""
+def torch_logits(model: nn.Module) -> Classify:
+    """A PyTorch classifier as a function of arrays: float32, without gradients, before the softmax."""
 
     @torch.inference_mode()
-    def classify(images: np.ndarray) -> np.ndarray:
+    def logits(images: np.ndarray) -> np.ndarray:
         model.eval()
         device = next(model.parameters()).device
-        probabilities: np.ndarray = model(torch.tensor(images, device=device)).softmax(1).cpu().numpy()
-        return probabilities
+        answer: np.ndarray = model(torch.tensor(images, device=device)).cpu().numpy()
+        return answer
 
-    return classify
+    return logits
+
+
+def torch_classify(model: nn.Module) -> Classify:
+    """The same with the softmax: what is served."""
+    logits = torch_logits(model)
+    return lambda images: softmax(logits(images), axis=1)
 
 
 def predict(classify: Classify, pictures: Pictures, what: str) -> np.ndarray:
@@ -70,15 +77,20 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) 
         "precision": float(precision.mean()),
         "recall": float(recall.mean()),
         "f1": float(f1.mean()),
-        "calibration_error": float(
-            calibration_error(predicted, target, "multiclass", n_bins=CALIBRATION_BINS, num_classes=count)
-        ),
+        "calibration_error": expected_calibration_error(probabilities, labels),
     }
     columns = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
     per_class: list[dict[str, str | float]] = [
         {"class": name, "precision": p, "recall": r, "f1": f, "pictures": n} for name, p, r, f, n in columns
     ]
     return Evaluation(metrics, per_class, multiclass_confusion_matrix(predicted, target, count).numpy())
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """How far confidence and accuracy lie apart on average (Naeini et al. 2015), in [0, 1]."""
+    predicted, target = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    classes = probabilities.shape[1]
+    return float(calibration_error(predicted, target, "multiclass", n_bins=CALIBRATION_BINS, num_classes=classes))
 
 
 def confusion_figure(evaluation: Evaluation, classes: list[str]) -> Figure:

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
 from training import tracking
-from training.data import load_data
+from training.data import ImageData, load_data
 from training.errors import UserError
-from training.evaluation import Classify, predict
+from training.evaluation import BATCH_SIZE, Classify, evaluate, predict
 from training.models import CIFARClassifier
 from training.preprocessing import INTERPOLATION
+from training.quantization import LARGEST_LOSS, quantize_int8, speed_ratio
 
 log = logging.getLogger(__name__)
 logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it tells every tensor that it merges
@@ -53,12 +54,8 @@ class _Probabilities(nn.Module):
         return self.classifier(images).softmax(1)
 
 
-def export_onnx(classifier: CIFARClassifier, path: Path, metadata: dict[str, str]) -> None:
-    """Writes `images` uint8 (N, H, W, 3) -> `probabilities` float32 (N, classes), for any N, H and W.
-
-    Args:
-        metadata: what the file says of itself.
-    """
+def export_onnx(classifier: CIFARClassifier, path: Path) -> None:
+    """Writes `images` uint8 (N, H, W, 3) -> `probabilities` float32 (N, classes), for any N, H and W."""
     example = torch.zeros(2, 40, 48, 3, dtype=torch.uint8)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     module = _Probabilities(classifier.cpu().eval())
@@ -75,7 +72,6 @@ def export_onnx(classifier: CIFARClassifier, path: Path, metadata: dict[str, str
             verbose=False,
         )
     model = cast(ONNXProgram, program).model_proto
-    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
@@ -135,38 +131,70 @@ def export_run(run_id: str) -> str:
     run = MlflowClient().get_run(run_id)
     if run.data.tags["data_fingerprint"] != data.fingerprint:
         raise UserError(f"the pictures of run {run_id} have changed since it was trained; train it again")
-    metadata = {
-        "classes": json.dumps(data.classes),
-        "image_size": str(config.model.image_size),
-        "mean": json.dumps(list(config.model.mean)),
-        "std": json.dumps(list(config.model.std)),
-        "interpolation": INTERPOLATION,
-        "model_name": config.model.name,
-        "mlflow_run_id": run_id,
-        "data_name": data.name,
-        **{key: run.data.tags[key] for key in ("git_commit", "git_dirty", "data_fingerprint")},
-        **{key: str(value) for key, value in run.data.metrics.items() if key.startswith("test_")},
-    }
-    with tempfile.TemporaryDirectory() as directory, mlflow.start_run(run_id=run_id):
-        path = Path(directory) / MODEL_FILE
-        export_onnx(tracking.load_model(run_id), path, metadata)
-        expected = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))
-        parity = compare(expected, predict(onnx_classify(path), data.test, "checking the ONNX file"))
-        mlflow.log_metrics(
-            {"parity_max_difference": parity.max_difference, "parity_disagreements": parity.disagreements}
-        )
-        if not parity.holds:
-            raise UserError(
-                f"the ONNX file of run {run_id} is not its PyTorch model: probabilities differ by up to "
-                f"{parity.max_difference:.1e}, {parity.disagreements} pictures get another class. It is not registered."
-            )
-        model = mlflow.onnx.log_model(
-            onnx.load(path),
+    with tempfile.TemporaryDirectory() as directory:
+        path, quantization = Path(directory) / MODEL_FILE, "none"
+        export_onnx(tracking.load_model(run_id), path)
+        probabilities = _checked_against_pytorch(path, run_id, data)
+        if config.export.quantize == "int8":
+            int8, int8_probabilities, kept = _quantized(path, run_id, data, probabilities)
+            if kept:
+                path, probabilities, quantization = int8, int8_probabilities, "int8"
+        tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, probabilities)
+        test_metrics = evaluate(probabilities, data.test.labels, data.classes).metrics
+        metadata = {
+            "classes": json.dumps(data.classes),
+            "image_size": str(config.model.image_size),
+            "mean": json.dumps(list(config.model.mean)),
+            "std": json.dumps(list(config.model.std)),
+            "interpolation": INTERPOLATION,
+            "quantization": quantization,
+            "model_name": config.model.name,
+            "mlflow_run_id": run_id,
+            "data_name": data.name,
+            **{key: run.data.tags[key] for key in ("git_commit", "git_dirty", "data_fingerprint")},
+            **{f"test_{name}": str(value) for name, value in test_metrics.items()},
+        }
+        model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata)
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.onnx.log_model(
+            model,
             name="onnx",
             signature=SIGNATURE,
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
             metadata=metadata,
             save_as_external_data=False,  # one file that is enough by itself
         )
+    return str(logged.model_uri)
+
+
+def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.ndarray:
+    """The file's probabilities of the test pictures, which are PyTorch's."""
+    expected = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))
+    probabilities = predict(onnx_classify(path), data.test, "checking the ONNX file")
+    parity = compare(expected, probabilities)
+    mlflow.log_metrics({f"parity_{name}": value for name, value in asdict(parity).items()}, run_id=run_id)
+    if not parity.holds:
+        raise UserError(
+            f"the ONNX file of run {run_id} is not its PyTorch model: probabilities differ by up to "
+            f"{parity.max_difference:.1e}, {parity.disagreements} pictures get another class. It is not registered."
+        )
     log.info("ONNX agrees with PyTorch on %d pictures, within %.1e", len(data.test), parity.max_difference)
-    return str(model.model_uri)
+    return probabilities
+
+
+def _quantized(path: Path, run_id: str, data: ImageData, probabilities: np.ndarray) -> tuple[Path, np.ndarray, bool]:
+    """The INT8 file beside `path`, its probabilities of the test pictures, and whether it is as good."""
+    int8 = path.with_name(f"int8-{path.name}")
+    quantize_int8(path, int8, INPUT, data.train)
+    answers = predict(onnx_classify(int8), data.test, "checking the INT8 file")
+    before, after = (float((array.argmax(axis=1) == data.test.labels).mean()) for array in (probabilities, answers))
+    ratio = speed_ratio(onnx_classify(int8), onnx_classify(path), next(data.test.batches(BATCH_SIZE))[1])
+    kept = before - after <= LARGEST_LOSS
+    metrics = {"float32_test_accuracy": before, "int8_test_accuracy": after, "int8_speed_ratio": ratio}
+    mlflow.log_metrics({**metrics, "int8_kept": kept}, run_id=run_id)
+    log.info(
+        "INT8 is %s: %.2f %% of the test pictures are right, %.2f %% in float32; %.1f times as fast",
+        *("kept" if kept else f"not kept, more than {LARGEST_LOSS:.1%} are lost", 100 * after, 100 * before, ratio),
+    )
+    return int8, answers, kept

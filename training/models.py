@@ -26,6 +26,7 @@ class CIFARClassifier(nn.Module):
     """
 
     backbone: Any  # timm's models share more than the type nn.Module tells
+    temperature: Tensor
 
     def __init__(
         self,
@@ -47,11 +48,12 @@ class CIFARClassifier(nn.Module):
             self.head.append(nn.Dropout(dropout))
             width = hidden
         self.head.append(nn.Linear(width, classes))
+        self.register_buffer("temperature", torch.ones(()))  # set by calibration.py, behind training
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3), RGB -> logits (N, classes)."""
         logits: Tensor = self.head(self.backbone(self.preprocessing(images)))
-        return logits
+        return logits / self.temperature
 
     def stages(self) -> list[list[str]]:
         """The names of the backbone's parameters, stage by stage from the stem on."""

@@ -96,7 +96,7 @@ def decide(version: str) -> Decision:
     champion_file = onnx_file(version_uri(str(current.version)))
     if json.loads(onnx_metadata(champion_file)["classes"]) != data.classes:
         return Decision(True, f"the champion, version {current.version}, knows other classes")
-    candidate = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))
+    candidate = np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE))
     reigning = predict(onnx_classify(champion_file), data.test, "scoring the champion")
     return better(candidate, reigning, data.test.labels, f"the champion, version {current.version}")
 

@@ -28,6 +28,8 @@ CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
 WEIGHTS_FILE = "checkpoint/model.safetensors"
 PROBABILITIES_FILE = "test_probabilities.npy"
+# Those of the ONNX file, which INT8 makes others than PyTorch's.
+SERVED_PROBABILITIES_FILE = "served_test_probabilities.npy"
 
 
 def connect() -> MlflowClient:
@@ -114,16 +116,20 @@ def log_report(
         mlflow.log_artifact(str(path))
 
 
-def log_model(model: CIFARClassifier, classes: list[str], probabilities: np.ndarray) -> None:
-    """Keeps the trained weights, and what they answered on the test set for later comparisons."""
+def log_array(run_id: str, name: str, array: np.ndarray) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / name
+        np.save(path, array)
+        mlflow.log_artifact(str(path), run_id=run_id)
+
+
+def log_model(model: CIFARClassifier, classes: list[str]) -> None:
+    """Keeps the trained weights, and the classes that they tell apart."""
     mlflow.log_text(json.dumps(classes), CLASSES_FILE)
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / Path(WEIGHTS_FILE).name
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights)
         mlflow.log_artifact(str(weights), str(Path(WEIGHTS_FILE).parent))
-        answers = Path(directory) / PROBABILITIES_FILE
-        np.save(answers, probabilities)
-        mlflow.log_artifact(str(answers))
 
 
 def artifact(run_id: str, path: str) -> Path:

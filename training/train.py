@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.syntax import Syntax
 
 from training import tracking
+from training.calibration import calibrate
 from training.checkpoint import Checkpoints
 from training.config import hydra_command, require_complete
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
-from training.errors import UserError
+from training.errors import require_choice
 from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
 from training.models import build_model
 from training.trainer import Trainer
@@ -34,6 +35,7 @@ def train(config: DictConfig) -> str:
         UserError: something in the configuration or the data that the user can mend.
     """
     require_complete(config)
+    require_choice("export.quantize", config.export.quantize, ("none", "int8"))
     data = load_data(config.data, config.seed)
     log.info(
         "%s: %d training, %d validation and %d test pictures of %d classes",
@@ -58,6 +60,7 @@ def train(config: DictConfig) -> str:
             )
             mlflow.log_metrics(epoch.metrics, step=epoch.number)
             tracking.log_losses(run_id, epoch.losses)
+        mlflow.log_metrics(calibrate(trainer.classifier, data.validation))
         probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating")
         evaluation = evaluate(probabilities, data.test.labels, data.classes)
         mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
@@ -69,7 +72,8 @@ def train(config: DictConfig) -> str:
             reliability=reliability_figure(probabilities, data.test.labels),
         )
         tracking.log_report(f"{config.model.name} on {data.name}", evaluation, probabilities, data.test, data.classes)
-        tracking.log_model(trainer.classifier, data.classes, probabilities)
+        tracking.log_array(run_id, tracking.PROBABILITIES_FILE, probabilities)
+        tracking.log_model(trainer.classifier, data.classes)
     checkpoints.remove()
     log.info(
         "test accuracy %.2f %% on %d pictures; MLflow run %s",
@@ -91,8 +95,7 @@ def run_key(config: DictConfig, data: ImageData) -> str:
 
 def unfinished_checkpoints(config: DictConfig, key: str) -> Checkpoints:
     """The checkpoints of a run of the same key that was cut off, or none yet."""
-    if config.trainer.resume not in ("auto", "never"):
-        raise UserError(f"trainer.resume={config.trainer.resume}: choose auto or never")
+    require_choice("trainer.resume", config.trainer.resume, ("auto", "never"))
     checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
     if config.trainer.resume == "never":
         checkpoints.remove()
