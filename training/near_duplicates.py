@@ -94,7 +94,7 @@ def _signatures(pictures: Pictures) -> np.ndarray:
 def write_pairs(path: Path, neighbours: Neighbours, classes: list[str]) -> None:
     """Writes the pairs to a CSV file, the closest first."""
     with path.open("w", newline="") as file:
-        rows = csv.writer(file)
+        rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("similarity", "test", "test_label", "train", "train_label"))
         for index in neighbours.duplicates:
             test, training, twin = neighbours.test, neighbours.training, neighbours.nearest[index]
