@@ -15,7 +15,9 @@ from training.data import Pictures
 from training.evaluation import Evaluation, confusion_figure, reliability_figure
 
 MISCLASSIFIED = 20
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+)
 
 
 def write_report(
@@ -27,19 +29,25 @@ def write_report(
     classes: list[str],
 ) -> None:
     """Writes metrics, per-class table, confusion matrix, reliability diagram and misclassified pictures to `path`."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    write_page(
+        path,
+        "report.html.jinja",
         title=title,
         pictures=len(pictures),
         evaluation=evaluation,
-        confusion=_figure(confusion_figure(evaluation, classes)),
-        reliability=_figure(reliability_figure(probabilities, pictures.labels)),
+        confusion=data_uri(figure_png(confusion_figure(evaluation, classes))),
+        reliability=data_uri(figure_png(reliability_figure(probabilities, pictures.labels))),
         worst=[_row(index, note, probabilities, pictures, classes) for index, note in worst(probabilities, pictures)],
         typical=[
             _row(index, note, probabilities, pictures, classes)
             for index, note in typical(probabilities, pictures, classes)
         ],
     )
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Renders a template of this folder with `values` to `path`."""
+    page = TEMPLATES.get_template(template).render(values)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page)
@@ -77,16 +85,17 @@ def _row(index: int, note: str, probabilities: np.ndarray, pictures: Pictures, c
         "true": classes[pictures.labels[index]],
         "predicted": classes[answer],
         "confidence": float(probabilities[index, answer]),
-        "picture": _data_uri(buffer),
+        "picture": data_uri(buffer.getvalue()),
         "note": note,
     }
 
 
-def _figure(figure: Figure) -> str:
+def figure_png(figure: Figure, dpi: int = 110) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return _data_uri(buffer)
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
-def _data_uri(png: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+def data_uri(png: bytes) -> str:
+    """A picture as an address that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
