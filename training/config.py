@@ -36,6 +36,7 @@ class TrainerConfig:
     freeze_backbone: bool = MISSING
     frozen_stages: int = MISSING
     precision: str = MISSING
+    compile: bool = MISSING
     num_workers: int = MISSING
     resume: str = MISSING
 

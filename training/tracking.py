@@ -1,11 +1,13 @@
 """What MLflow keeps of a run: enough to trust it, and to build its model again."""
 
 import json
+import logging
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,19 +15,23 @@ import mlflow
 import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from training.data import Pictures
+from training.data import ImageData, Pictures
 from training.errors import UserError
 from training.evaluation import Evaluation
 from training.models import CIFARClassifier, build_model
 from training.report import write_report
 
+# It tells of every start and end, and of the graphics card that is not there.
+logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
+ENVIRONMENT_FILE = "environment.txt"
 WEIGHTS_FILE = "checkpoint/model.safetensors"
 PROBABILITIES_FILE = "test_probabilities.npy"
 # Those of the ONNX file, which INT8 makes others than PyTorch's.
@@ -56,17 +62,39 @@ def experiment_id(name: str) -> str:
 
 
 @contextmanager
-def training_run(config: DictConfig, tags: dict[str, str], run_id: str | None) -> Iterator[str]:
+def training_run(config: DictConfig, data: ImageData, run_key: str, run_id: str | None) -> Iterator[str]:
     """Opens an MLflow run, or the interrupted one of that id again; it ends FAILED when the block raises."""
     parent = experiment_id(config.mlflow_experiment)
     if run_id and not MlflowClient().search_runs([parent], f"attributes.run_id = '{run_id}'"):
         run_id = None  # tracked elsewhere, or deleted since
-    with mlflow.start_run(run_id=run_id, experiment_id=parent, run_name=config.model.name) as run:
+    tags = {"model": config.model.name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": run_key}
+    with mlflow.start_run(run_id, parent, config.model.name, log_system_metrics=True) as run:
         mlflow.set_tags({**tags, **git_state()})
         if not run_id:  # a run that goes on keeps what it was started with
             mlflow.log_params(_flat(OmegaConf.to_container(config, resolve=False, throw_on_missing=False)))
+            MlflowClient().log_inputs(run.info.run_id, _dataset_inputs(config, data))
         mlflow.log_text(OmegaConf.to_yaml(config), CONFIG_FILE)
+        mlflow.log_text(environment(), ENVIRONMENT_FILE)
         yield run.info.run_id
+
+
+def _dataset_inputs(config: DictConfig, data: ImageData) -> list[DatasetInput]:
+    """Each split as one of MLflow's datasets: where it came from, its fingerprint, and how many pictures it has."""
+    source = json.dumps(OmegaConf.to_container(config.data.source, resolve=True))
+    digest = data.fingerprint[:36]  # as long as MLflow allows
+    return [
+        DatasetInput(
+            Dataset(f"{data.name} {split}", digest, "local", source, profile=json.dumps({"pictures": len(pictures)})),
+            [InputTag("mlflow.data.context", split)],
+        )
+        for split, pictures in (("train", data.train), ("validation", data.validation), ("test", data.test))
+    ]
+
+
+def environment() -> str:
+    """The installed packages with their versions, as `pip freeze` has them."""
+    packages = {f"{package.name}=={package.version}" for package in distributions()}
+    return "".join(f"{package}\n" for package in sorted(packages, key=str.lower))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -100,6 +128,21 @@ def log_losses(run_id: str, losses: dict[int, float]) -> None:
     metrics = [Metric("loss", value, now, step) for step, value in losses.items()]
     for start in range(0, len(metrics), 1000):  # MLflow's limit for one request
         MlflowClient().log_batch(run_id, metrics[start : start + 1000])
+
+
+def learning_curves_figure(run_id: str) -> Figure:
+    """Loss by step, and validation accuracy by epoch."""
+    client = MlflowClient()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, metric in ((left, "loss"), (right, "validation_accuracy")):
+        history = sorted(client.get_metric_history(run_id, metric), key=lambda entry: entry.step)
+        steps, values = [entry.step for entry in history], [entry.value for entry in history]
+        axes.plot(steps, values, marker="o" if len(values) < 50 else None)
+    left.set(xlabel="step", ylabel="training loss")
+    right.set(xlabel="epoch", ylabel="validation accuracy")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    return figure
 
 
 def log_figures(**figures: Figure) -> None:

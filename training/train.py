@@ -3,12 +3,14 @@
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import rich
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from rich.syntax import Syntax
 
@@ -25,18 +27,26 @@ from training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig) -> str:
-    """Trains, evaluates on the test set, and tracks all of it in MLflow.
+@dataclass
+class Run:
+    """What is needed to train: the pictures, the trainer, and the checkpoints under the run's key."""
 
-    Returns:
-        The MLflow run's id. The run holds the weights, the test metrics and the plots.
+    data: ImageData
+    trainer: Trainer
+    checkpoints: Checkpoints
+    key: str
+
+
+def set_up(config: DictConfig) -> Run:
+    """Loads the pictures and builds the model.
 
     Raises:
         UserError: something in the configuration or the data that the user can mend.
     """
     require_complete(config)
     require_choice("export.quantize", config.export.quantize, ("none", "int8"))
-    data = load_data(config.data, config.seed)
+    with PartialState().main_process_first():
+        data = load_data(config.data, config.seed)
     log.info(
         "%s: %d training, %d validation and %d test pictures of %d classes",
         *(data.name, len(data.train), len(data.validation), len(data.test), len(data.classes)),
@@ -46,11 +56,23 @@ def train(config: DictConfig) -> str:
     transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
     key = run_key(config, data)
     checkpoints = unfinished_checkpoints(config, key)
-    trainer = Trainer(
-        config.trainer, model, AlbumentationsDataset(data.train, transform), data.validation, config.seed, checkpoints
-    )
-    tags = {"model": config.model.name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": key}
-    with tracking.training_run(config, tags, checkpoints.run_id) as run_id:
+    train_set = AlbumentationsDataset(data.train, transform)
+    trainer = Trainer(config.trainer, model, train_set, data.validation, config.seed, checkpoints)
+    return Run(data, trainer, checkpoints, key)
+
+
+def train(config: DictConfig) -> str:
+    """Trains, evaluates on the test set, and tracks all of it in MLflow.
+
+    Returns:
+        The MLflow run's id. The run holds the weights, the test metrics and the plots.
+
+    Raises:
+        UserError: something in the configuration or the data that the user can mend.
+    """
+    run = set_up(config)
+    data, trainer, checkpoints = run.data, run.trainer, run.checkpoints
+    with tracking.training_run(config, data, run.key, checkpoints.run_id) as run_id:
         checkpoints.run_id = run_id
         for epoch in trainer.fit():
             log.info(
@@ -68,6 +90,7 @@ def train(config: DictConfig) -> str:
             {key: [row[key] for row in evaluation.per_class] for key in evaluation.per_class[0]}, "per_class.json"
         )
         tracking.log_figures(
+            learning_curves=tracking.learning_curves_figure(run_id),
             confusion=confusion_figure(evaluation, data.classes),
             reliability=reliability_figure(probabilities, data.test.labels),
         )
@@ -112,6 +135,12 @@ def finished_run(config: DictConfig) -> str | None:
 
 
 def main(config: DictConfig) -> None:
+    """Trains, as one process or as one of those that `accelerate launch` starts."""
+    if not PartialState().is_main_process:
+        logging.disable(logging.INFO)
+        for _ in set_up(config).trainer.fit():  # the first process evaluates and tracks for all
+            pass
+        return
     rich.print(Syntax(OmegaConf.to_yaml(config), "yaml", background_color="default"))
     train(config)
 

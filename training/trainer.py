@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -70,6 +71,8 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
             gradient_accumulation_steps=config.accumulate_batches,
+            # The processes share the batches out among them, so their number does not change what is learnt.
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
 
         if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
@@ -104,7 +107,11 @@ class Trainer:
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
         )
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(network, optimizer, loader)
+        if config.compile:
+            self.model.compile()
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             config.scheduler,
@@ -129,10 +136,12 @@ class Trainer:
                 self.best_epoch, self.best_accuracy = self.epoch, accuracy
             # The caller has recorded the epoch before its checkpoint says that it is done.
             yield epoch
-            if self.checkpoints:
+            if self.checkpoints and self.accelerator.is_main_process:
                 self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
+            self.accelerator.wait_for_everyone()
         if self.checkpoints and self.best_epoch != self.epoch:
             self.classifier.load_state_dict(self.checkpoints.tensors(self.best_epoch, "model"))
+        self.accelerator.wait_for_everyone()
         # Behind the last epoch the classifier answers in float32; unwrapping it before would end mixed precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
@@ -140,7 +149,7 @@ class Trainer:
         seed = epoch_seed(self.seed, self.epoch)
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
-        self.train_set.set_seed(seed)
+        self.train_set.set_seed(epoch_seed(seed, self.accelerator.process_index))
         train_mode(self.model)
 
         first_step = (self.epoch - 1) * len(self.loader)
