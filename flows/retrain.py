@@ -20,6 +20,7 @@ from training.config import compose_config
 from training.data import load_data
 from training.errors import UserError, exit_on_user_error
 from training.export import export_run
+from training.settings import require_valid
 from training.train import train
 
 # For what may pass: a registry or a storage that is away for a while.
@@ -109,7 +110,7 @@ def retrain(
     """
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
-        compose_config([*common, f"model={model}"])  # a mistake is refused before any work is done
+        require_valid(compose_config([*common, f"model={model}"]))  # a mistake is refused before any work is done
     prepare_data(common, data)
     best = choose_best([train_candidate(common, model) for model in models])
     version = register(best, export(best))

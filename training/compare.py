@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from training import tracking
-from training.config import compose_config, hydra_command, require_complete
+from training.config import compose_config, hydra_command
+from training.settings import require_valid
 from training.train import finished_run, train
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def main(config: DictConfig) -> None:
         key: compose_config([f"experiment={key[1]}", f"model={key[0]}", *config.overrides]) for key in combinations
     }
     for composed in configs.values():
-        require_complete(composed)  # a mistake in the last is refused before the first is trained
+        require_valid(composed)  # a mistake in the last is refused before the first is trained
     results = []
     path = Path(config.report)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,45 +3,17 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from training.errors import UserError, exit_on_user_error
 
 CONFIG_DIR = str(Path(__file__).with_name("conf"))
-
-
-@dataclass
-class TrainerConfig:
-    """The types of the `trainer` group, whose values and meanings are in conf/trainer/default.yaml."""
-
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    optimizer: str = MISSING
-    lr: float = MISSING
-    weight_decay: float = MISSING
-    layer_decay: float | None = MISSING
-    scheduler: str = MISSING
-    warmup_epochs: float = MISSING
-    label_smoothing: float = MISSING
-    accumulate_batches: int = MISSING
-    clip_grad_norm: float | None = MISSING
-    freeze_backbone: bool = MISSING
-    frozen_stages: int = MISSING
-    precision: str = MISSING
-    compile: bool = MISSING
-    num_workers: int = MISSING
-    resume: str = MISSING
-
-
-ConfigStore.instance().store(group="trainer", name="schema", node=TrainerConfig)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -53,12 +25,6 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()  # a command that Hydra itself started may compose further configurations
     with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return hydra.compose("config", list(overrides))
-
-
-def require_complete(config: DictConfig) -> None:
-    """Raises UserError where a value that has no default was not given."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
 
 
 def hydra_command(run: Callable[[DictConfig], None], config_name: str = "config") -> None:
@@ -90,7 +56,7 @@ def _explanation(error: Exception) -> str:
     options = [line for line in lines if line.startswith("Available options")]
     if options:
         names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
-        choices = ", ".join(name for name in names if "provider=" not in name and name not in ("base", "schema"))
+        choices = ", ".join(name for name in names if "provider=" not in name and name != "base")
         return f"{lines[0]}\nChoose one of: {choices}"
     if error.__cause__ and lines[0].startswith("Error merging override"):
         lines[0] += f": {str(error.__cause__).splitlines()[0]}"

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.errors import UserError, require_choice
+from training.errors import UserError
 from training.progress import progress
 from training.sources import SPLITS, Item
 
@@ -125,7 +125,6 @@ class ImageLoader:
     """
 
     def __init__(self, cache_dir: Path, broken: str) -> None:
-        require_choice("data.broken", broken, ("refuse", "skip"))
         self.cache_dir = cache_dir
         self.broken = broken
 
@@ -243,7 +242,6 @@ def build_transform(config: DictConfig, own_size: int | None, image_size: int) -
     Its `resolution` decides how large the pictures are while they are augmented: `model` is the model's image size,
     as in the reference; `native` is the pictures' own where they share one that is smaller, which is far less work.
     """
-    require_choice("transforms.resolution", config.resolution, ("model", "native"))
     size = min(own_size or image_size, image_size) if config.resolution == "native" else image_size
     sized = config.copy()
     sized.size, sized.padded_size = size, math.ceil(1.1 * size)

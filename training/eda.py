@@ -16,12 +16,13 @@ from omegaconf import DictConfig
 from PIL import Image, ImageOps
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from training.config import hydra_command, require_complete
+from training.config import hydra_command
 from training.data import ImageData, Pictures, load_data
 from training.errors import UserError
 from training.near_duplicates import Neighbours, nearest_neighbours, write_pairs
 from training.progress import progress
 from training.report import data_uri, figure_png, write_page
+from training.settings import require_valid
 from training.tracking import experiment_id, git_state
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def main(config: DictConfig) -> None:
     Raises:
         UserError: the pictures are missing, broken, or can't be split; `near_duplicate` is no correlation.
     """
-    require_complete(config)
+    require_valid(config)
     if not isinstance(config.near_duplicate, int | float) or not 0 < config.near_duplicate <= 1:
         raise UserError(
             f"near_duplicate={config.near_duplicate}: choose a correlation above 0 and up to 1, such as 0.75"

@@ -1,18 +1,12 @@
 """The one kind of failure that a user can mend."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Says in one or two lines what is wrong, with the value, and what to do; shown without a traceback."""
-
-
-def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raises UserError where a setting is none of its choices."""
-    if value not in choices:
-        raise UserError(f"{key}={value}: choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 @contextmanager

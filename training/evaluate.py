@@ -6,13 +6,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from training.config import hydra_command, require_complete
+from training.config import hydra_command
 from training.data import load_data
 from training.errors import UserError
 from training.evaluation import evaluate, predict
 from training.export import onnx_classify, onnx_metadata
 from training.registry import onnx_file
 from training.report import write_report
+from training.settings import require_valid
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def main(config: DictConfig) -> None:
     Raises:
         UserError: there is no such model, or the pictures' classes are not the model's.
     """
-    require_complete(config)
+    require_valid(config)
     file = onnx_file(config.model_uri)
     classes = json.loads(onnx_metadata(file).get("classes", "[]"))
     data = load_data(config.data, config.seed)

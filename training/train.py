@@ -17,11 +17,11 @@ from rich.syntax import Syntax
 from training import tracking
 from training.calibration import calibrate
 from training.checkpoint import Checkpoints
-from training.config import hydra_command, require_complete
+from training.config import hydra_command
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
-from training.errors import require_choice
 from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
 from training.models import build_model
+from training.settings import require_valid
 from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def set_up(config: DictConfig) -> Run:
     Raises:
         UserError: something in the configuration or the data that the user can mend.
     """
-    require_complete(config)
-    require_choice("export.quantize", config.export.quantize, ("none", "int8"))
+    require_valid(config)
     with PartialState().main_process_first():
         data = load_data(config.data, config.seed)
     log.info(
@@ -118,7 +117,6 @@ def run_key(config: DictConfig, data: ImageData) -> str:
 
 def unfinished_checkpoints(config: DictConfig, key: str) -> Checkpoints:
     """The checkpoints of a run of the same key that was cut off, or none yet."""
-    require_choice("trainer.resume", config.trainer.resume, ("auto", "never"))
     checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
     if config.trainer.resume == "never":
         checkpoints.remove()

@@ -16,18 +16,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from training.checkpoint import Checkpoints, State, flatten_optimizer, unflatten_optimizer
-from training.config import TrainerConfig
 from training.data import AlbumentationsDataset, Pictures, epoch_seed
-from training.errors import UserError, require_choice
+from training.errors import UserError
 from training.features import Features, features_of
 from training.memory import keep_freed_memory
 from training.models import CIFARClassifier
 from training.progress import progress
+from training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "no", "fp16", "bf16")
-SCHEDULERS = ("constant", "cosine")
 
 
 @dataclass
@@ -53,7 +50,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainerConfig,
+        config: TrainerSettings,
         model: CIFARClassifier,
         train: AlbumentationsDataset,
         validation: Pictures,
@@ -63,7 +60,6 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.checkpoints = checkpoints
-        require_choice("trainer.scheduler", config.scheduler, SCHEDULERS)
         if config.optimizer not in list_optimizers():
             raise UserError(f"trainer.optimizer={config.optimizer}: choose one of timm's, such as adam, adamw or sgd")
         keep_freed_memory()
@@ -217,7 +213,6 @@ class Trainer:
 
 
 def _precision(name: str) -> str:
-    require_choice("trainer.precision", name, PRECISIONS)
     if name != "auto":
         return name
     if torch.cuda.is_available():
