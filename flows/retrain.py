@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.exceptions import ParameterTypeError
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
@@ -130,6 +131,19 @@ def data_overrides(data: str) -> list[str]:
     return ["data=folder", f"data.root='{root}'", f"data.name='{name}'"]
 
 
+def parameters(text: str) -> dict[str, Any]:
+    """The flow's parameters from JSON, checked before a flow run is made for them."""
+    try:
+        values = json.loads(text)
+        checked: dict[str, Any] = retrain.validate_parameters(values) if isinstance(values, dict) else {}
+        unknown = sorted(set(values) - set(checked))
+    except (json.JSONDecodeError, ParameterTypeError) as error:
+        raise UserError(f"{text}: {' '.join(str(error).split()):.200}") from error
+    if unknown or not isinstance(values, dict):
+        raise UserError(f"{text}: give an object with {', '.join(retrain.parameters.properties)}")
+    return checked
+
+
 if __name__ == "__main__":
     with exit_on_user_error():
-        retrain(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))
+        retrain(**parameters(sys.argv[1] if len(sys.argv) > 1 else "{}"))

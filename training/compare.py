@@ -68,13 +68,17 @@ def main(config: DictConfig) -> None:
 def result(run_id: str, model: str, experiment: str) -> Result:
     client = tracking.connect()
     metrics = client.get_run(run_id).data.metrics
-    seconds = {metric.step: metric.value for metric in client.get_metric_history(run_id, "train_seconds")}
+    seconds, speeds = (
+        {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
+        for name in ("train_seconds", "images_per_second")
+    )
+    total = sum(seconds.values())
     return Result(
         model=model,
         experiment=experiment,
         **{name: metrics[f"test_{name}"] for name in ("accuracy", "precision", "recall", "f1")},
-        minutes=sum(seconds.values()) / 60,
-        images_per_second=metrics["images_per_second"],
+        minutes=total / 60,
+        images_per_second=sum(speeds[epoch] * seconds[epoch] for epoch in seconds) / total,
         reference=REFERENCE.get((model, experiment)),
     )
 

@@ -27,7 +27,8 @@ from training.sources import SPLITS, Item
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the cache's layout changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+BROKEN_FILE = "broken.json"
 # Image files that are taken; serving/images.py takes the same.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
@@ -140,22 +141,27 @@ class ImageLoader:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.cache_dir, ignore_cleanup_errors=True) as partial:
                 broken = _write(Path(partial) / "cache", source(), classes)
-                self._report(broken)
+                if broken and self.broken == "refuse":
+                    raise UserError(f"{_named(broken)}.\nMend them, or leave them out with data.broken=skip.")
                 try:
                     (Path(partial) / "cache").rename(directory)
                 except OSError:
                     if not directory.exists():  # else another process was as quick
                         raise
-        return fingerprint, classes, {split: _read(directory / split) for split in SPLITS}
+        if broken := json.loads((directory / BROKEN_FILE).read_text()):
+            log.warning("left out: %s", _named(broken))
+        splits = {split: _read(directory / split) for split in SPLITS}
+        for split, pictures in splits.items():
+            if absent := [label for index, label in enumerate(classes) if index not in pictures.labels]:
+                raise UserError(
+                    f"none of the pictures in {split}/{absent[0]}/ can be decoded; add some, or remove the class"
+                )
+        return fingerprint, classes, splits
 
-    def _report(self, broken: list[str]) -> None:
-        if not broken:
-            return
-        what = f"{len(broken)} of the pictures can't be decoded: {', '.join(broken[:5])}"
-        what += ", ..." if len(broken) > 5 else ""
-        if self.broken == "refuse":
-            raise UserError(f"{what}.\nMend them, or leave them out with data.broken=skip.")
-        log.warning("left out: %s", what)
+
+def _named(broken: list[str]) -> str:
+    more = ", ..." if len(broken) > 5 else ""
+    return f"{len(broken)} of the pictures can't be decoded: {', '.join(broken[:5])}{more}"
 
 
 def _fingerprint(items: Iterable[Item]) -> tuple[str, list[str]]:
@@ -194,14 +200,16 @@ def _write(directory: Path, items: Iterable[Item], classes: list[str]) -> list[s
         np.save(directory / split / "sizes.npy", np.array(sizes, np.int32))
         np.save(directory / split / "labels.npy", np.array(labels, np.int64))
         (directory / split / "names.json").write_text(json.dumps(names))
+    (directory / BROKEN_FILE).write_text(json.dumps(broken))
     return broken
 
 
 def _read(directory: Path) -> Pictures:
-    sizes = np.load(directory / "sizes.npy")
+    sizes = np.load(directory / "sizes.npy").reshape(-1, 2)
     lengths = sizes.astype(np.int64).prod(axis=1) * 3
     return Pictures(
-        pixels=np.memmap(directory / "pixels.bin", np.uint8, "r"),
+        # An empty file can't be mapped.
+        pixels=np.memmap(directory / "pixels.bin", np.uint8, "r") if len(sizes) else np.empty(0, np.uint8),
         offsets=np.cumsum(lengths) - lengths,
         sizes=sizes,
         labels=np.load(directory / "labels.npy"),

@@ -59,17 +59,6 @@ class CIFARClassifier(nn.Module):
         """The names of the backbone's parameters, stage by stage from the stem on."""
         return list(group_parameters(self.backbone, self.backbone.group_matcher(coarse=True)).values())
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's protocol for layer-wise learning rates: the backbone's layers, then the head."""
-
-        def below_backbone(pattern: Any) -> Any:
-            if isinstance(pattern, str):
-                return r"^backbone\.(?:" + pattern.replace("^", "") + ")"
-            return [(below_backbone(part), suffix) for part, suffix in pattern]
-
-        matcher = self.backbone.group_matcher(coarse=coarse)
-        return {name: below_backbone(pattern) for name, pattern in matcher.items() if pattern is not None}
-
 
 def build_model(config: DictConfig, classes: int, *, pretrained: bool = True) -> CIFARClassifier:
     """Builds the configured model.

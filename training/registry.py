@@ -37,12 +37,16 @@ class Decision:
 
 
 def register(run_id: str, model_uri: str) -> str:
-    """Registers a run's checked ONNX model as a new version, the challenger; returns the version."""
+    """Registers a run's checked ONNX model as a new version, the challenger; returns the version.
+
+    A second call with the same model, as after an answer that got lost, finds the version of the first.
+    """
     client = tracking.connect()
     run = client.get_run(run_id)
     tags = {key: run.data.tags[key] for key in ("model", "data", "data_fingerprint", "git_commit")}
-    tags["test_accuracy"] = f"{run.data.metrics['test_accuracy']:.4f}"
-    version = mlflow.register_model(model_uri, REGISTERED_MODEL, tags=tags)
+    tags |= {"test_accuracy": f"{run.data.metrics['test_accuracy']:.4f}", "model_uri": model_uri}
+    known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and tags.model_uri = '{model_uri}'")
+    version = known[0] if known else mlflow.register_model(model_uri, REGISTERED_MODEL, tags=tags)
     client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, version.version)
     log.info("registered %s version %s", REGISTERED_MODEL, version.version)
     return str(version.version)
@@ -88,8 +92,6 @@ def decide(version: str) -> Decision:
     current = champion()
     if current is None:
         return Decision(True, "there was no champion")
-    if str(current.version) == version:
-        return Decision(False, "it is the champion already")
     run_id = str(tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id)
     config = tracking.run_config(run_id)
     data = load_data(config.data, config.seed)
@@ -124,11 +126,14 @@ def better(candidate: np.ndarray, reigning: np.ndarray, labels: np.ndarray, name
 
 def promote_if_better(version: str) -> Decision:
     """Makes a version the champion if it should be, and records the reason with the version either way."""
-    decision = decide(version)
     client = tracking.connect()
+    current = champion()
+    if current and str(current.version) == version:  # a second call, as after an answer that got lost
+        return Decision(True, current.tags["decision"])
+    decision = decide(version)
     client.set_model_version_tag(REGISTERED_MODEL, version, "decision", decision.reason)
     if decision.promote:
-        if current := champion():
+        if current:
             client.set_model_version_tag(REGISTERED_MODEL, version, PREVIOUS, str(current.version))
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
     log.info(

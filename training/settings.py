@@ -49,7 +49,6 @@ class TrainerSettings(Settings):
     optimizer: str
     lr: PositiveFloat
     weight_decay: NonNegativeFloat
-    layer_decay: PositiveFloat | None
     scheduler: Literal["constant", "cosine"]
     warmup_epochs: NonNegativeFloat
     label_smoothing: float = Field(ge=0, lt=1)

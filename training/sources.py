@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import socket
 import tarfile
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from training.errors import UserError
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 SPLITS = ("train", "test")
+SECONDS_WITHOUT_DATA = 30  # then a download is given up
 
 
 class Item(NamedTuple):
@@ -109,6 +111,8 @@ def cifar10(root: str) -> Iterator[Item]:
     from torchvision.datasets import CIFAR10
 
     for split in SPLITS:
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(SECONDS_WITHOUT_DATA)  # torchvision itself would wait for ever
         try:
             dataset = CIFAR10(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
@@ -116,6 +120,8 @@ def cifar10(root: str) -> Iterator[Item]:
                 f"CIFAR-10 can't be downloaded ({error}).\n"
                 "Give your own pictures (data=folder data.root=PATH) or choose the stand-in (data=digits)."
             ) from error
+        finally:
+            socket.setdefaulttimeout(patience)
         for index, (pixels, target) in enumerate(zip(dataset.data, dataset.targets, strict=True)):
             label = dataset.classes[target]
             yield Item(split, label, f"{split}/{label}/{index:05d}", pixels)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import mlflow
 import rich
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.syntax import Syntax
 
@@ -19,6 +22,7 @@ from training.calibration import calibrate
 from training.checkpoint import Checkpoints
 from training.config import hydra_command
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
+from training.errors import UserError
 from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
 from training.models import build_model
 from training.settings import require_valid
@@ -54,7 +58,7 @@ def set_up(config: DictConfig) -> Run:
     model = build_model(config.model, len(data.classes))
     transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
     key = run_key(config, data)
-    checkpoints = unfinished_checkpoints(config, key)
+    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
     train_set = AlbumentationsDataset(data.train, transform)
     trainer = Trainer(config.trainer, model, train_set, data.validation, config.seed, checkpoints)
     return Run(data, trainer, checkpoints, key)
@@ -71,7 +75,8 @@ def train(config: DictConfig) -> str:
     """
     run = set_up(config)
     data, trainer, checkpoints = run.data, run.trainer, run.checkpoints
-    with tracking.training_run(config, data, run.key, checkpoints.run_id) as run_id:
+    unfinished = checkpoints.run_id if config.trainer.resume == "auto" else None
+    with alone(config, run.key), tracking.training_run(config, data, run.key, unfinished) as run_id:
         checkpoints.run_id = run_id
         for epoch in trainer.fit():
             log.info(
@@ -106,6 +111,20 @@ def train(config: DictConfig) -> str:
     return run_id
 
 
+@contextmanager
+def alone(config: DictConfig, key: str) -> Iterator[None]:
+    """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
+    path = Path(config.state_dir) / "locks" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"just this is being trained already: run key {key}, lock {path}; wait for it, or change seed=..."
+        ) from error
+
+
 def run_key(config: DictConfig, data: ImageData) -> str:
     """What a run depends on, as a hash: two runs of one key are the same run."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
@@ -113,14 +132,6 @@ def run_key(config: DictConfig, data: ImageData) -> str:
     del what_counts["trainer"]["resume"]
     pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
     return hashlib.sha256("\n".join([json.dumps(what_counts), *pictures]).encode()).hexdigest()[:16]
-
-
-def unfinished_checkpoints(config: DictConfig, key: str) -> Checkpoints:
-    """The checkpoints of a run of the same key that was cut off, or none yet."""
-    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
-    if config.trainer.resume == "never":
-        checkpoints.remove()
-    return checkpoints
 
 
 def finished_run(config: DictConfig) -> str | None:

@@ -78,6 +78,7 @@ class Trainer:
         self.train_set: AlbumentationsDataset | Features = train
         self.validation_set: Pictures | Features = validation
         network: nn.Module = model
+        start = time.perf_counter()
         if config.freeze_backbone:
             train.set_seed(epoch_seed(seed, 0))
             model.to(self.accelerator.device)
@@ -87,6 +88,7 @@ class Trainer:
             network = model.head
         else:
             freeze(model, config.frozen_stages)
+        self.feature_seconds = time.perf_counter() - start
         self.generator = torch.Generator()
         loader = DataLoader(
             self.train_set,
@@ -96,13 +98,7 @@ class Trainer:
             num_workers=config.num_workers,
             drop_last=True,  # batch norm can't learn from a last batch of one
         )
-        optimizer = create_optimizer_v2(
-            network,
-            config.optimizer,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-        )
+        optimizer = create_optimizer_v2(network, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(network, optimizer, loader)
@@ -162,6 +158,8 @@ class Trainer:
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
         seconds = time.perf_counter() - start
+        if self.epoch == 1:
+            seconds += self.feature_seconds  # what training on features costs
 
         values = torch.stack(losses).tolist()
         if not all(value == value for value in values):
@@ -186,7 +184,9 @@ class Trainer:
         return correct / len(self.validation_set)
 
     def _resume(self) -> None:
-        if self.checkpoints and (last := self.checkpoints.last_epoch()) is not None:
+        if self.config.resume == "never" or not self.checkpoints:
+            return
+        if (last := self.checkpoints.last_epoch()) is not None:
             names = ("model", "optimizer")
             self.load_state_dict(
                 {name: self.checkpoints.tensors(last, name) for name in names}, self.checkpoints.rest(last)

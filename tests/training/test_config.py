@@ -55,8 +55,6 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
         ("model=resnet19", ["resnet19", "densenet121", "efficientnet_lite0"]),
         ("experiment=slow", ["slow", "quick", "reference"]),
         ("trainer.epochs", ["trainer.epochs"]),
-        ("trainer.epochs=many", ["trainer.epochs=many", "Integer"]),
-        ("trainer.freeze_backbone=perhaps", ["perhaps", "bool"]),
     ],
 )
 def test_a_wrong_override_is_explained(override: str, words: list[str]) -> None:

@@ -53,9 +53,20 @@ def test_broken_pictures_are_named_counted_and_refused_or_skipped(
     assert "data.broken=skip" in str(refusal.value)
     assert list(cache.iterdir()) == [], "nothing half-written stays"
 
-    _, _, splits = load(image_folder, cache, "skip")
-    assert len(splits["train"]) == 10
-    assert "2 of the pictures" in caplog.text
+    for _ in range(2):  # also where the cache has been written before
+        caplog.clear()
+        _, _, splits = load(image_folder, cache, "skip")
+        assert len(splits["train"]) == 10
+        assert "2 of the pictures" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [("red",), ("red", "green")])
+def test_a_class_of_broken_pictures_is_refused(labels: tuple[str, ...], image_folder: Path, tmp_path: Path) -> None:
+    for label in labels:
+        for path in (image_folder / "test" / label).iterdir():
+            path.write_bytes(b"broken")
+    with pytest.raises(UserError, match=rf"none of the pictures in test/{min(labels)}/ can be decoded"):
+        load(image_folder, tmp_path / "cache", "skip")
 
 
 def test_the_split_is_stratified_seeded_and_apart(state_dir: Path) -> None:

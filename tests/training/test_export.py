@@ -1,16 +1,20 @@
 import json
+from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnx
 import pytest
 import torch
+from mlflow import MlflowClient
 
-from tests.conftest import Trained
+from tests.conftest import TINY, Trained
 from training import tracking
 from training.config import compose_config
 from training.data import load_data
 from training.evaluation import predict, torch_classify
-from training.export import compare, onnx_classify, onnx_metadata
+from training.export import MODEL_FILE, compare, export_run, onnx_classify, onnx_metadata
+from training.train import train
 
 
 def test_onnx_answers_as_pytorch_does_over_the_test_set(trained: Trained) -> None:
@@ -63,3 +67,29 @@ def test_parity_tells_ties_from_disagreements() -> None:
     assert (swapped.disagreements, swapped.holds) == (1, False)
     shifted = compare(expected, expected + np.array([[2e-3, -2e-3]], np.float32))
     assert (shifted.disagreements, shifted.holds) == (0, False)
+
+
+@pytest.mark.parametrize(("largest_loss", "kept"), [(1.0, True), (-1.0, False)])
+def test_int8_is_kept_where_it_is_as_accurate(
+    largest_loss: float, kept: bool, quantizable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("training.export.LARGEST_LOSS", largest_loss)
+    file = Path(mlflow.artifacts.download_artifacts(export_run(quantizable), dst_path=str(tmp_path))) / MODEL_FILE
+    metadata, metrics = onnx_metadata(file), MlflowClient().get_run(quantizable).data.metrics
+    accuracy = metrics["int8_test_accuracy" if kept else "float32_test_accuracy"]
+    assert metadata["quantization"] == ("int8" if kept else "none")
+    assert float(metadata["test_accuracy"]) == accuracy
+    assert metrics["int8_kept"] == kept
+    assert metrics["int8_speed_ratio"] > 0
+    # A weight takes one byte instead of four.
+    weights = tracking.artifact(quantizable, tracking.WEIGHTS_FILE).stat().st_size
+    assert (file.stat().st_size < weights / 2) is kept
+
+    data = load_data(tracking.run_config(quantizable).data, 42)
+    served = np.load(tracking.artifact(quantizable, tracking.SERVED_PROBABILITIES_FILE))
+    np.testing.assert_allclose(predict(onnx_classify(file), data.test, "again"), served, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def quantizable() -> str:
+    return train(compose_config([*TINY, "trainer.epochs=1", "export.quantize=int8"]))

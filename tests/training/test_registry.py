@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import TINY, Trained, assert_user_error, state_in
 from training import registry
 from training.config import compose_config
+from training.export import export_run
 from training.train import train
 
 
@@ -40,8 +41,6 @@ def test_the_first_version_is_the_champion_with_its_reason(trained: Trained) -> 
 
 
 def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Trained) -> None:
-    from training.export import export_run
-
     version = registry.register(trained.run_id, export_run(trained.run_id))
     decision = registry.promote_if_better(version)
     champion = registry.champion()
@@ -52,11 +51,23 @@ def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Tra
     assert challenger.tags["decision"] == decision.reason
 
 
+def test_a_repeated_call_finds_what_the_first_did(tmp_path: Path) -> None:
+    """A task is tried again where an answer of the registry got lost on its way."""
+    with state_in(tmp_path):
+        run_id = train(compose_config([*TINY, "trainer.epochs=1", "model.weights=none"]))
+        uri = export_run(run_id)
+        versions = [registry.register(run_id, uri) for _ in range(2)]
+        assert versions[0] == versions[1]
+        decisions = [registry.promote_if_better(versions[0]) for _ in range(2)]
+        assert decisions[0] == decisions[1]
+        champion = registry.champion()
+        assert champion is not None
+        assert champion.tags["decision"] == decisions[0].reason
+
+
 def test_rollback_puts_the_previous_champion_back(
     trained: Trained, tmp_path: Path, run_module: Callable[..., CompletedProcess[str]]
 ) -> None:
-    from training.export import export_run
-
     with state_in(tmp_path):
         run_id = train(compose_config([*TINY, "trainer.epochs=1", "model.weights=none"]))
         first, second = (registry.register(run_id, export_run(run_id)) for _ in range(2))

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -87,14 +88,6 @@ def test_frozen_stages_stay_as_they_were_and_the_rest_learns() -> None:
     assert model.backbone.blocks[1].training
 
 
-def test_layer_decay_slows_the_first_layers() -> None:
-    training, _ = trainer("trainer.layer_decay=0.5", "trainer.scheduler=constant", "trainer.warmup_epochs=0")
-    list(training.fit())
-    rates = [group["lr"] for group in training.optimizer.param_groups]
-    assert rates == sorted(rates)
-    assert rates[0] < rates[-1] / 10
-
-
 def test_accumulated_batches_make_the_step_of_a_large_one() -> None:
     """With the backbone frozen, so that no batch statistics depend on the batch."""
     head = ["trainer.freeze_backbone=true", "trainer.scheduler=constant", "trainer.warmup_epochs=0"]
@@ -115,6 +108,16 @@ def test_clipped_gradients_take_smaller_steps() -> None:
         return float((model.head[0].weight - before).norm())
 
     assert moved("trainer.clip_grad_norm=1e-4") < 0.1 * moved()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same() -> None:
+    model = ["model=timm", "model.backbone=test_resnet", "model.weights=none", "trainer.epochs=1"]
+    plain, expected = trainer(*model)
+    compiled, actual = trainer(*model, "trainer.compile=true")
+    (epoch,), (epoch_compiled,) = list(plain.fit()), list(compiled.fit())
+    np.testing.assert_allclose(epoch_compiled.metrics["train_loss"], epoch.metrics["train_loss"], rtol=1e-3)
+    assert actual.state_dict().keys() == expected.state_dict().keys(), "what is kept is the model, not its compilation"
 
 
 def test_a_loss_that_explodes_is_explained() -> None:
