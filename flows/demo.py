@@ -3,9 +3,12 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from PIL import Image
 from rich.console import Console
@@ -76,7 +79,14 @@ def write_test_picture(data: str, directory: Path) -> tuple[Path, str]:
     return path, label
 
 
+def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the program by way of what has to be cleaned up, such as the service."""
+    sys.exit(128 + signal_number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with exit_on_user_error():
         try:
             demo(sys.argv[1] if len(sys.argv) > 1 else "", Settings())

@@ -220,7 +220,10 @@ def _read(directory: Path) -> Pictures:
 def decode(content: bytes) -> np.ndarray:
     """An image file's bytes -> uint8 (H, W, 3), RGB, upright as its EXIF orientation says."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "I;16":  # Pillow's convert() would clip 16 bits; the upper 8 are kept, as of its colours
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.asarray(upright.convert("RGB"))
 
 
 def stratified_split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, Pictures]:

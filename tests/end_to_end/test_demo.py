@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from mlflow import MlflowClient
 
 from flows.retrain import retrain
 from serving.process import running
-from tests.conftest import ROOT, free_port, state_in
+from tests.conftest import ROOT, free_port, state_in, wait_until
 from tests.serving.test_service import assert_same_answers
 from training import registry
 
@@ -43,8 +45,31 @@ def test_without_a_network_the_demo_says_so_and_goes_on_with_digits(own_state: P
     assert answer["model"]["run_id"] == champion.run_id
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     assert MlflowClient().get_run(champion.run_id).data.metrics["test_accuracy"] > 0.9
-    left = [process for process in psutil.process_iter(["cmdline"]) if str(port) in (process.info["cmdline"] or [])]
-    assert not left, "the service has been stopped"
+    assert not processes_of(own_state), "the service has been stopped"
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """What still runs of a demo that keeps its state there."""
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("STATE_DIR") == str(state)
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_demo_leaves_nothing_running(own_state: Path, number: int) -> None:
+    command = [sys.executable, "-m", "flows.demo", "digits"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output + errors
+    assert "Traceback" not in output + errors
+    wait_until(lambda: not processes_of(own_state), seconds=30)
 
 
 def test_a_port_in_use_is_noticed_before_any_work(own_state: Path) -> None:

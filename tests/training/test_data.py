@@ -127,3 +127,10 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert decode((tmp_path / "turned.jpg").read_bytes()).shape == (10, 20, 3)
+
+
+def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    pixels = decode((tmp_path / "grey.png").read_bytes())
+    np.testing.assert_array_equal(pixels, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
