@@ -94,9 +94,7 @@ class Champion:
 
     def _use(self, predictor: Predictor) -> None:
         metrics.MODEL.clear()
-        metrics.MODEL.labels(
-            predictor.metadata["model_name"], predictor.version, predictor.metadata["mlflow_run_id"]
-        ).set(1)
+        metrics.MODEL.labels(predictor.name, predictor.version, predictor.run_id).set(1)
         metrics.MODEL_CHANGES.labels("taken").inc()
         self._predictor = predictor
         log.info("version %s answers from now on", predictor.version)

@@ -36,6 +36,11 @@ def error_answer(refusal: Refusal, request_id: str) -> JSONResponse:
     return JSONResponse(error.model_dump(), refusal.status, refusal.headers)
 
 
+def failure() -> Refusal:
+    """What an answer tells of a mistake of ours: nothing but where to look."""
+    return Refusal(500, "internal", "The service failed at this request; its log says why under the request's id.")
+
+
 class Gate:
     """Stands before BentoML's own routes too.
 
@@ -91,8 +96,7 @@ class Gate:
                 refusal = Refusal(503, "timeout", message, {"retry-after": "1"})
             else:
                 log.exception("request %s failed", request_id)
-                message = "The service failed at this request; its log says why under the request's id."
-                refusal = Refusal(500, "internal", message)
+                refusal = failure()
         if refusal and not status:
             await error_answer(refusal, request_id)(scope, receive, send_with_headers)
         route = scope["path"] if scope["path"] in self._routes else "other"

@@ -9,9 +9,17 @@ import onnxruntime
 
 from serving.errors import ModelError
 
+# What every answer says of the model.
+REQUIRED = ("model_name", "mlflow_run_id", "data_name")
+
 
 class Predictor:
     """A model that has shown that it answers.
+
+    Attributes:
+        classes: in the order of the probabilities.
+        metadata: all that the file says of itself.
+        version, name, run_id, data: of the model, the run that trained it, and the pictures it was trained on.
 
     Args:
         path: an ONNX file with our metadata.
@@ -29,6 +37,7 @@ class Predictor:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(self.metadata["classes"])
+            self.name, self.run_id, self.data = (self.metadata[key] for key in REQUIRED)
             self._self_test()
         except Exception as error:  # ONNX Runtime raises a kind of its own for every way a file can be wrong
             raise ModelError(f"{path} is not one of our ONNX models ({type(error).__name__}: {error})") from error

@@ -36,12 +36,7 @@ class ModelName(BaseModel):
 
     @classmethod
     def of(cls, predictor: Predictor) -> "ModelName":
-        return cls(
-            name=predictor.metadata["model_name"],
-            version=predictor.version,
-            run_id=predictor.metadata["mlflow_run_id"],
-            data=predictor.metadata["data_name"],
-        )
+        return cls(name=predictor.name, version=predictor.version, run_id=predictor.run_id, data=predictor.data)
 
 
 class ModelInfo(ModelName):

@@ -19,7 +19,7 @@ from serving import metrics
 from serving.batcher import Batcher
 from serving.champion import Champion
 from serving.errors import Refusal
-from serving.middleware import Gate, error_answer
+from serving.middleware import Gate, error_answer, failure
 from serving.predictor import Predictor
 from serving.schemas import (
     BrokenPicture,
@@ -75,6 +75,12 @@ async def refused(request: Request, refusal: Refusal) -> JSONResponse:
 async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
     return error_answer(Refusal(422, "invalid", f"{reasons}."), request.state.request_id)
+
+
+@app.exception_handler(Exception)
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """The error itself goes on to the middleware, which logs it."""
+    return error_answer(failure(), request.state.request_id)
 
 
 @app.exception_handler(HTTPException)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -39,6 +40,13 @@ def serve(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Serve:
             yield Served(url, process, log)
 
     return start
+
+
+def edit_onnx(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(source)
+    edit(model)
+    onnx.save(model, target)
+    return target
 
 
 def png(height: int = 32, width: int = 32, seed: int = 0) -> bytes:
