@@ -14,6 +14,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from serving import metrics
 from serving.batcher import Batcher
@@ -75,6 +76,12 @@ async def refused(request: Request, refusal: Refusal) -> JSONResponse:
 async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
     return error_answer(Refusal(422, "invalid", f"{reasons}."), request.state.request_id)
+
+
+@app.exception_handler(ClientDisconnect)
+async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+    """Nobody reads the answer; it is counted, and no failure of ours."""
+    return error_answer(Refusal(400, "disconnected", "The request was not sent to its end."), request.state.request_id)
 
 
 @app.exception_handler(Exception)
