@@ -69,6 +69,7 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 	$(LOCK) requirements/dev.in -o requirements/dev.txt
 	$(LOCK) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
 	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
+	$(LOCK) requirements/serve-gpu.in -c requirements/dev.txt -o requirements/serve-gpu.txt
 
 .PHONY: clean
 clean:  ## Remove the environment and all state: models, runs, caches

@@ -1,5 +1,6 @@
 """python -m serving: checks that the service can start, then becomes `bentoml serve`."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -7,25 +8,30 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
+from serving.champion import fetch
 from serving.errors import StartError
 from serving.port import check_port
-from serving.predictor import fetch
 from serving.settings import Settings
 
 
 def main() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         settings = Settings()
         check_port(settings.host, settings.port, "PORT")
-        fetch(settings.model, settings.state_dir)
+        fetch(settings)
     except ValidationError as error:
-        problems = "; ".join(f"SERVING_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-        _exit(problems)
+        _exit("; ".join(_problem(part["loc"], part["msg"]) for part in error.errors()))
     except StartError as error:
         _exit(str(error))
     bentoml = Path(sys.executable).with_name("bentoml")
     address = ["--host", settings.host, "--port", str(settings.port)]
     os.execv(bentoml, [str(bentoml), "serve", "serving.service:Classifier", *address])
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    name = "_".join(map(str, location[:1])).upper()
+    return f"SERVING_{name}: {message}" if name else message
 
 
 def _exit(message: str) -> NoReturn:

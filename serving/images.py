@@ -1,6 +1,8 @@
 """An image file's bytes -> uint8 array, or a clear refusal."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,6 +22,27 @@ def decode(content: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         Refusal: 400 not a picture, or a broken one; 413 more than `max_pixels`.
     """
+    with _opened(content, max_pixels) as image:
+        return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+
+
+def count_pixels(content: bytes, max_pixels: int) -> int:
+    """Reads the size of a picture from its header, so that it is known before any memory is spent on it.
+
+    Raises:
+        Refusal: as `decode`.
+    """
+    with _opened(content, max_pixels) as image:
+        return image.width * image.height
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits keeps its upper 8, as Pillow does with colours; its own convert() clips instead."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode == "I;16" else image
+
+
+@contextmanager
+def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
@@ -27,11 +50,10 @@ def decode(content: bytes, max_pixels: int) -> np.ndarray:
                 raise Refusal(
                     413, "too_many_pixels", f"The picture has {width}x{height} pixels; at most {max_pixels} are taken."
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
     except Image.UnidentifiedImageError as error:
-        raise Refusal(
-            400, "not_a_picture", f"The {len(content)} bytes are not a picture as {', '.join(FORMATS)} file."
-        ) from error
+        message = f"The {len(content)} bytes are not a picture: {', '.join(FORMATS[:-1])} and {FORMATS[-1]} are taken."
+        raise Refusal(400, "not_a_picture", message) from error
     except Image.DecompressionBombError as error:
         raise Refusal(413, "too_many_pixels", f"The picture has more than {max_pixels} pixels.") from error
     except Refusal:

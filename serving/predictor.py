@@ -1,70 +1,64 @@
-"""An ONNX model that answers, and where it comes from."""
+"""An ONNX Runtime session and what its file says of itself."""
 
 import json
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from serving.errors import StartError
+from serving.errors import ModelError
 
-MODEL_FILE = "model.onnx"
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """An ONNX file, and the registry's version of it; the version is `file` for a file from elsewhere."""
-
-    path: Path
-    version: str
-
-
-def fetch(model: str, state_dir: Path) -> ModelFile:
-    """Finds the ONNX file of a registry URI (`models:/NAME@ALIAS`, `models:/NAME/VERSION`) or of a path.
-
-    Raises:
-        StartError: there is no such model or file.
-    """
-    if not model.startswith("models:/"):
-        if not Path(model).is_file():
-            raise StartError(f"SERVING_MODEL={model}: no such file; give an ONNX file or models:/NAME@ALIAS")
-        return ModelFile(Path(model), "file")
-
-    import mlflow  # not needed to serve a file
-    from mlflow.exceptions import MlflowException
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(state_dir / 'mlflow.db').resolve()}"
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise StartError(f"there is no registry at {uri}; train a model first (make demo), or set MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    name, at, alias = model.removeprefix("models:/").partition("@")
-    try:
-        client = mlflow.MlflowClient()
-        version = client.get_model_version_by_alias(name, alias).version if at else name.partition("/")[2]
-        directory = mlflow.artifacts.download_artifacts(f"models:/{name.partition('/')[0]}/{version}")
-    except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise StartError(
-            f"{model} is not in the registry at {uri} ({reason}); make demo trains and registers one"
-        ) from error
-    return ModelFile(Path(directory) / MODEL_FILE, str(version))
+# What every answer says of the model.
+REQUIRED = ("model_name", "mlflow_run_id", "data_name")
 
 
 class Predictor:
-    """An ONNX Runtime session and what its file says of itself."""
+    """A model that has shown that it answers.
 
-    def __init__(self, file: ModelFile) -> None:
+    Attributes:
+        classes: in the order of the probabilities.
+        metadata: all that the file says of itself.
+        version, name, run_id, data: of the model, the run that trained it, and the pictures it was trained on.
+
+    Args:
+        path: an ONNX file with our metadata.
+        version: the registry's, or `file`.
+        providers: of ONNX Runtime, in order of preference; those that its installed build lacks are left out.
+
+    Raises:
+        ModelError: it can't be loaded, or fails its self-test.
+    """
+
+    def __init__(self, path: Path, version: str, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
         try:
-            self._session = onnxruntime.InferenceSession(file.path, providers=["CPUExecutionProvider"])
+            available = [name for name in providers if name in onnxruntime.get_available_providers()]
+            options = onnxruntime.SessionOptions()
+            # Threads that spin while they wait take the cores that decode pictures and answer requests.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = onnxruntime.InferenceSession(path, options, providers=available)
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(self.metadata["classes"])
+            self.name, self.run_id, self.data = (self.metadata[key] for key in REQUIRED)
+            self._self_test()
         except Exception as error:  # ONNX Runtime raises a kind of its own for every way a file can be wrong
-            raise StartError(f"{file.path} is not one of our ONNX models ({type(error).__name__}: {error})") from error
-        self.version = file.version
+            raise ModelError(f"{path} is not one of our ONNX models ({type(error).__name__}: {error})") from error
+        self.providers: list[str] = self._session.get_providers()
+        self.version = version
+        self.loaded_at = datetime.now(UTC)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
         (probabilities,) = self._session.run(["probabilities"], {"images": images})
         return probabilities
+
+    def _self_test(self) -> None:
+        """Classifies generated pictures, which also warms the session up."""
+        pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+        probabilities = self.predict(pictures)
+        if probabilities.shape != (2, len(self.classes)):
+            raise ValueError(f"probabilities of shape {probabilities.shape} for {len(self.classes)} classes")
+        # What is not finite does not add up to 1 either.
+        if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+            raise ValueError("the probabilities of a generated picture do not add up to 1")

@@ -1,17 +1,27 @@
 """What an operator can set, by environment variables that begin with SERVING_, and STATE_DIR."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
     """Attributes:
-    state_dir: where models, runs and caches are kept.
-    model: the registry's `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or the path of an ONNX file.
+    model: the registry's `models:/NAME@ALIAS` (followed as it changes) or `models:/NAME/VERSION`, or an ONNX file.
+    state_dir: where models, runs and caches are kept; the service keeps its model under serving/.
+    providers: of ONNX Runtime, in order of preference, comma-separated; those that its build lacks are left out.
+    poll_seconds: how often the registry is asked whether the alias names another version.
+    tokens: who may ask: `Authorization: Bearer TOKEN` with one of these, comma-separated; empty lets everybody.
+    public_paths: what needs no token, comma-separated; the page at /ui never needs one, what it asks for does.
+    cors_origins: the web origins whose pages may ask, comma-separated.
     max_body_bytes: larger requests are refused with 413.
-    max_pixels: pictures of more pixels are refused with 413, before they are decoded.
+    max_pixels: pictures of more pixels are refused with 413, before they are decoded; a batch decodes no more at once.
+    max_pictures: requests with more pictures are refused with 413.
+    max_queue: pictures that may wait or run; while they do, further ones are refused with 429.
+    max_batch: pictures in one run of the model.
+    max_seconds: a request that is not answered by then gets 503.
     """
 
     model_config = SettingsConfigDict(env_prefix="SERVING_")
@@ -20,5 +30,28 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
-    max_body_bytes: int = 10_000_000
-    max_pixels: int = 50_000_000
+    providers: Annotated[tuple[str, ...], NoDecode] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    poll_seconds: PositiveFloat = 10
+    tokens: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    public_paths: Annotated[tuple[str, ...], NoDecode] = ("/livez", "/readyz", "/healthz", "/metrics")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    max_body_bytes: PositiveInt = 32_000_000
+    max_pixels: PositiveInt = 50_000_000
+    max_pictures: PositiveInt = 64
+    max_queue: PositiveInt = 128
+    max_batch: PositiveInt = 32
+    max_seconds: PositiveFloat = 10
+
+    @field_validator("providers", "tokens", "public_paths", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _full_requests_fit(self) -> "Settings":
+        if self.max_pictures > self.max_queue:
+            raise ValueError(
+                f"max_pictures={self.max_pictures} can't be more than max_queue={self.max_queue}: "
+                "such a request would never be taken"
+            )
+        return self
