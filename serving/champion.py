@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import tempfile
 from pathlib import Path
 
 from serving import metrics, registry
@@ -116,14 +117,14 @@ def _fetch_version(settings: Settings, version: str) -> Predictor:
     """Downloads and loads a version; keeps its file in place of the last one once it has shown that it answers."""
     directory = _kept_directory(settings)
     directory.mkdir(parents=True, exist_ok=True)
-    partial, kept = directory / f"{version}.partial", directory / f"{version}.onnx"
-    registry.download(settings.model, version, settings.state_dir, partial)
-    try:
-        predictor = Predictor(partial, version)
-    except ModelError as error:
-        partial.unlink()
-        raise BrokenVersion(f"version {version} of {settings.model} does not work: {error}") from error
-    partial.replace(kept)
+    kept = directory / f"{version}.onnx"
+    with tempfile.TemporaryDirectory(dir=directory) as partial:
+        file = registry.download(settings.model, version, settings.state_dir, Path(partial))
+        try:
+            predictor = Predictor(file, version)
+        except ModelError as error:
+            raise BrokenVersion(f"version {version} of {settings.model} does not work: {error}") from error
+        file.replace(kept)
     for other in directory.glob("*.onnx"):
         if other != kept:
             other.unlink(missing_ok=True)

@@ -1,15 +1,19 @@
 """MLflow's registry, as the service uses it: which version a name stands for, and that version's ONNX file."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelError, RegistryError
 
 MODEL_FILE = "model.onnx"
-# MLflow's own defaults wait for many minutes; a service that has a model on disk has something better to do.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# MLflow's own defaults wait for many minutes; a service that has a model on disk has something better to do. Nor does
+# its log want a progress bar.
+MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -37,23 +41,22 @@ def find_version(model: str, state_dir: Path) -> str:
         raise RegistryError(f"the registry at {uri} does not answer ({reason})") from error
 
 
-def download(model: str, version: str, state_dir: Path, target: Path) -> None:
-    """Writes the ONNX file of a version to `target`.
+def download(model: str, version: str, state_dir: Path, directory: Path) -> Path:
+    """Writes what belongs to a version into `directory`; returns its ONNX file.
 
     Raises:
         RegistryError: it can't be had.
     """
     uri = _tracking_uri(state_dir)
     name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        try:
-            downloaded = _mlflow(uri).artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=directory)
-            (Path(downloaded) / MODEL_FILE).replace(target)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise RegistryError(
-                f"version {version} of {name} can't be fetched from the registry at {uri} ({reason})"
-            ) from error
+    try:
+        downloaded = _mlflow(uri).artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(directory))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RegistryError(
+            f"version {version} of {name} can't be fetched from the registry at {uri} ({reason})"
+        ) from error
+    return Path(downloaded) / MODEL_FILE
 
 
 def _tracking_uri(state_dir: Path) -> str:
@@ -66,7 +69,7 @@ def _tracking_uri(state_dir: Path) -> str:
 
 
 def _mlflow(uri: str) -> Any:
-    for name, value in PATIENCE.items():
+    for name, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     import mlflow  # takes seconds, and is not needed to serve a file
 
