@@ -121,7 +121,7 @@ def _fetch_version(settings: Settings, version: str) -> Predictor:
     with tempfile.TemporaryDirectory(dir=directory) as partial:
         file = registry.download(settings.model, version, settings.state_dir, Path(partial))
         try:
-            predictor = Predictor(file, version)
+            predictor = Predictor(file, version, settings.providers)
         except ModelError as error:
             raise BrokenVersion(f"version {version} of {settings.model} does not work: {error}") from error
         file.replace(kept)
