@@ -52,7 +52,7 @@ def demo(data: str, settings: Settings) -> None:
     model = json.loads(answer)["model"]
     console.print(f"The picture shows: {label}. The answer came from {model['name']} version {model['version']},")
     console.print(f"trained on {model['data']}. The service has been stopped; next:")
-    console.print(f"  make serve    {url}/classify and {url}/docs.json until Ctrl-C")
+    console.print(f"  make serve    the page {url}/ui and {url}/classify until Ctrl-C")
     console.print("  make mlflow   the runs, their plots and the registry")
     console.print("  make prefect  the flow run that was just recorded")
 
