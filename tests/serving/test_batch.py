@@ -20,7 +20,7 @@ from serving import batch
 from serving.batch import BatchPrediction, summary
 from serving.errors import StartError
 from serving.images import decode
-from serving.predictor import ModelFile, Predictor
+from serving.predictor import Predictor
 from serving.sources import IMAGE_SUFFIXES, open_source
 from tests.conftest import ROOT, Trained, wait_until
 from training import sources
@@ -36,7 +36,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def predictor(trained: Trained) -> Predictor:
-    return Predictor(ModelFile(trained.onnx, "file"))
+    return Predictor(trained.onnx, "file")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_row(
 from pathlib import Path
 from serving import batch, predictor, sources
 batch.PART_ROWS = {PART_ROWS}
-model = predictor.Predictor(predictor.ModelFile(Path({str(trained.onnx)!r}), "file"))
+model = predictor.Predictor(Path({str(trained.onnx)!r}), "file")
 source = sources.open_source(Path({str(archive)!r}))
 with batch.BatchPrediction(source, model, Path({str(target)!r}), {MAX_PIXELS}) as prediction:
     list(prediction.run())
@@ -106,7 +106,7 @@ def test_other_pictures_or_another_model_begin_anew(
     cut_off(source, predictor, target)
     assert rows_left(predictor) == 3000 - PART_ROWS
     assert not caplog.records or "anew" not in caplog.text
-    assert rows_left(Predictor(ModelFile(trained.onnx, "2"))) == 3000
+    assert rows_left(Predictor(trained.onnx, "2")) == 3000
     assert "another model: beginning anew" in caplog.text
 
     cut_off(source, predictor, target)
