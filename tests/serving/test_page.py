@@ -92,7 +92,7 @@ def test_the_keyboard_reaches_everything(page: Page, service: str) -> None:
     assert page.evaluate("document.activeElement.id") == "files"
     assert page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
 
 
 def test_a_token_is_asked_for_and_waiting_pictures_go_on(page: Page, serve: Serve) -> None:
