@@ -2,5 +2,6 @@
 
 import logging
 
-# What training says of its progress belongs in the flow run's log.
-logging.getLogger("training").setLevel(logging.INFO)
+# What training and serving say of their progress belongs in the flow run's log.
+for package in ("training", "serving"):
+    logging.getLogger(package).setLevel(logging.INFO)

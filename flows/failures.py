@@ -5,6 +5,7 @@ from typing import Any
 
 from prefect import Task
 from prefect.client.schemas import State, TaskRun
+from prefect.tasks import exponential_backoff
 
 from training.errors import UserError
 
@@ -18,6 +19,15 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     except Exception:
         return True
     return False
+
+
+# For what may pass: a registry or a storage that is away for a while.
+RETRIES: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(10),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_pass,
+}
 
 
 class _WithoutTraceback(logging.Filter):

@@ -12,10 +12,9 @@ from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.exceptions import ParameterTypeError
-from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.failures import may_pass
+from flows.failures import RETRIES
 from training import registry, tracking
 from training.config import compose_config
 from training.data import load_data
@@ -23,14 +22,6 @@ from training.errors import UserError, exit_on_user_error
 from training.export import export_run
 from training.settings import require_valid
 from training.train import train
-
-# For what may pass: a registry or a storage that is away for a while.
-RETRIES: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": exponential_backoff(10),
-    "retry_jitter_factor": 0.5,
-    "retry_condition_fn": may_pass,
-}
 
 
 @task(task_run_name="prepare {data}")

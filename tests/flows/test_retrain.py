@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from pyarrow import parquet
 
 from flows.retrain import data_overrides, retrain
 from tests.conftest import ROOT, TINY, assert_user_error, free_port, state_in, wait_until
@@ -100,7 +101,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-def test_a_deployment_runs_on_a_process_worker(server: dict[str, str], tmp_path: Path) -> None:
+def test_the_deployments_run_on_a_process_worker(server: dict[str, str], tmp_path: Path, image_folder: Path) -> None:
     def run(*command: str) -> str:
         result = subprocess.run(command, cwd=ROOT, env=server, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -125,6 +126,12 @@ def test_a_deployment_runs_on_a_process_worker(server: dict[str, str], tmp_path:
         assert "Completed" in output, output + (tmp_path / "worker.log").read_text()
         logs = (tmp_path / "worker.log").read_text()
         assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
+
+        target = tmp_path / "out.parquet"
+        paths = ["-p", f"source={image_folder}", "-p", f"target={target}"]
+        output = run("prefect", "deployment", "run", "batch-predict/local", *paths, "--watch")
+        assert "Completed" in output, output + (tmp_path / "worker.log").read_text()
+        assert parquet.read_metadata(target).num_rows == 24
     finally:
         # The run is over; a worker that is asked politely sometimes waits for itself.
         os.killpg(worker.pid, signal.SIGKILL)

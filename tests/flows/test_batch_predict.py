@@ -1,0 +1,45 @@
+"""The flow: a registered model's answers in a file, and their summary on the flow run's page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from prefect.client.orchestration import get_client
+from pyarrow import parquet
+
+from flows.batch_predict import batch_predict, parse
+from tests.conftest import Trained, assert_user_error
+from training.errors import UserError
+
+
+@pytest.mark.slow
+def test_it_scores_with_the_champion(prefect_api: None, trained: Trained, image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "broken.png").write_bytes(b"no picture")
+    target = tmp_path / "out.parquet"
+    summary = batch_predict(image_folder, target)
+    rows = parquet.read_table(target).to_pylist()
+    assert len(rows) == 25
+    assert {row["model_version"] for row in rows} == {trained.version}
+    assert {row["class"]: row["pictures"] for row in summary}["(no answer)"] == 1
+    with get_client(sync_client=True) as api:
+        (artifact,) = (artifact for artifact in api.read_artifacts() if artifact.key == "predictions")
+    assert json.loads(str(artifact.data)) == summary
+
+    content = target.read_bytes()
+    with pytest.raises(UserError, match="is the source"):
+        batch_predict(target, target)
+    assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "words", [["source=a"], ["source=a", "target=b", "modell=c"], ["source=a", "target="], ["a", "b"]]
+)
+def test_a_mistake_shows_the_command(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"was given; the command is\n.*source=PATH target="):
+        parse(words)
+
+
+def test_a_mistake_ends_the_command_with_code_2(run_module: Callable[..., CompletedProcess[str]]) -> None:
+    assert_user_error(run_module("flows.batch_predict"), "nothing was given", "source=PATH")
