@@ -45,6 +45,7 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @contextlib.contextmanager
 def state_in(directory: Path) -> Iterator[Path]:
     """Keeps all that the program remembers in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STATE_DIR", str(directory))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory / 'mlflow.db'}")

@@ -64,9 +64,12 @@ def processes_of(state: Path) -> list[psutil.Process]:
 def test_a_stopped_demo_leaves_nothing_running(own_state: Path, number: int) -> None:
     command = [sys.executable, "-m", "flows.demo", "digits"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    try:
+        wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number, output + errors
     assert "Traceback" not in output + errors
     wait_until(lambda: not processes_of(own_state), seconds=30)

@@ -1,5 +1,6 @@
 """SIGTERM under load: what was accepted is answered."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -13,7 +14,6 @@ from tests.serving.conftest import Serve, metric, png
 
 
 def test_accepted_requests_are_answered_and_new_ones_refused(serve: Serve) -> None:
-    waiting = 24
     with serve(SERVING_MAX_BATCH="1", SERVING_MAX_SECONDS="120") as served:
         host, port = served.url.removeprefix("http://").split(":")
         body = png(1000, 1000)
@@ -21,22 +21,27 @@ def test_accepted_requests_are_answered_and_new_ones_refused(serve: Serve) -> No
         answers: list[bytes] = []
 
         def ask() -> None:
-            with socket.create_connection((host, int(port)), timeout=120) as connection:
+            answer = b""
+            # Who comes too late is refused by the closed port.
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=120) as connection:
                 connection.sendall(head.encode() + body)
-                answer = b""
                 while part := connection.recv(65_536):  # until the service closes the connection, as it then must
                     answer += part
+            if answer:
                 answers.append(answer)
 
-        threads = [threading.Thread(target=ask) for _ in range(waiting)]
+        threads = [threading.Thread(target=ask) for _ in range(48)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: metric(served.url, "classifier_queue_length") > waiting // 2)
+        wait_until(lambda: metric(served.url, "classifier_queue_length") > 12)
+        # In this order none is counted twice.
+        accepted = metric(served.url, "classifier_requests_total", route="/classify")
+        accepted += metric(served.url, "classifier_queue_length")
         served.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
         assert served.process.wait(60) == 0
-        assert len(answers) == waiting
+        assert len(answers) >= accepted
         for answer in answers:
             status, _, content = answer.partition(b"\r\n")
             assert status == b"HTTP/1.1 200 OK"
