@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from pydantic import Field
 
 from flows.failures import RETRIES
@@ -126,12 +126,11 @@ def parameters(text: str) -> dict[str, Any]:
     """The flow's parameters from JSON, checked before a flow run is made for them."""
     try:
         values = json.loads(text)
-        checked: dict[str, Any] = retrain.validate_parameters(values) if isinstance(values, dict) else {}
-        unknown = sorted(set(values) - set(checked))
-    except (json.JSONDecodeError, ParameterTypeError) as error:
+        if not isinstance(values, dict):
+            raise UserError(f"{text}: give an object with {', '.join(retrain.parameters.properties)}")
+        checked: dict[str, Any] = retrain.validate_parameters(values)
+    except (json.JSONDecodeError, ParameterTypeError, SignatureMismatchError) as error:
         raise UserError(f"{text}: {' '.join(str(error).split()):.200}") from error
-    if unknown or not isinstance(values, dict):
-        raise UserError(f"{text}: give an object with {', '.join(retrain.parameters.properties)}")
     return checked
 
 

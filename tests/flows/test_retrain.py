@@ -55,7 +55,7 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
         ('{"data": "/no/such/place"}', ["/no/such/place", "cifar10 or digits"]),
         ("digits", ["digits"]),
         ('["digits"]', ["models, experiment, data"]),
-        ('{"modles": []}', ["modles", "models, experiment, data"]),
+        ('{"modles": []}', ["modles", "'models', 'experiment', 'data'"]),
         ('{"models": []}', ["models", "at least 1"]),
         ('{"data": "digits", "overrides": ["trainer.epochs=0"]}', ["trainer.epochs=0"]),
         (
