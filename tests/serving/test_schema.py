@@ -1,30 +1,18 @@
 """Every answer is one that the OpenAPI document describes, whatever is sent."""
 
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-
-
-@pytest.fixture(scope="module")
-def document(service: str) -> Any:
-    return schemathesis.openapi.from_url(f"{service}/docs.json")
-
-
-api = schemathesis.pytest.from_fixture("document")
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 
 @pytest.mark.slow
-@api.parametrize()
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-def test_an_answer_is_as_described(case: Any) -> None:
-    case.call_and_validate(checks=CHECKS)
+def test_every_answer_is_as_described(service: str, tmp_path: Path) -> None:
+    # Its own command: its plugin does not know this pytest.
+    schemathesis = Path(sys.executable).with_name("schemathesis")
+    command = [schemathesis, "run", f"{service}/docs.json", f"--checks={CHECKS}", "--max-examples=50"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
