@@ -114,13 +114,14 @@ class BatchPrediction:
         """The rows of every part of an earlier run; none of them if it had other pictures or another model."""
         rows: list[int] = []
         while self._part(len(rows)).exists():
-            metadata = parquet.read_metadata(self._part(len(rows)))
-            if not parquet.read_schema(self._part(len(rows))).equals(self.schema, check_metadata=True):
+            with parquet.ParquetFile(self._part(len(rows))) as part:
+                schema, count = part.schema_arrow, part.metadata.num_rows
+            if not schema.equals(self.schema, check_metadata=True):
                 log.warning("%s is of other pictures, or of another model: beginning anew", self.parts)
                 for path in self.parts.iterdir():
                     path.unlink()
                 return []
-            rows.append(metadata.num_rows)
+            rows.append(count)
         if rows:
             log.info("going on after %d of %d pictures", sum(rows), self.source.count)
         return rows

@@ -187,9 +187,10 @@ def _quantized(path: Path, run_id: str, data: ImageData, probabilities: np.ndarr
     """The INT8 file beside `path`, its probabilities of the test pictures, and whether it is as good."""
     int8 = path.with_name(f"int8-{path.name}")
     quantize_int8(path, int8, INPUT, data.train)
-    answers = predict(onnx_classify(int8), data.test, "checking the INT8 file")
+    classify = onnx_classify(int8)
+    answers = predict(classify, data.test, "checking the INT8 file")
     before, after = (float((array.argmax(axis=1) == data.test.labels).mean()) for array in (probabilities, answers))
-    ratio = speed_ratio(onnx_classify(int8), onnx_classify(path), next(data.test.batches(BATCH_SIZE))[1])
+    ratio = speed_ratio(classify, onnx_classify(path), next(data.test.batches(BATCH_SIZE))[1])
     kept = before - after <= LARGEST_LOSS
     metrics = {"float32_test_accuracy": before, "int8_test_accuracy": after, "int8_speed_ratio": ratio}
     mlflow.log_metrics({**metrics, "int8_kept": kept}, run_id=run_id)
