@@ -51,8 +51,7 @@ prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 .PHONY: worker
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
-	@$(BIN)/prefect work-pool inspect local >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process local
-	@$(BIN)/prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
+	@infra/deploy.sh local process local
 	@$(BIN)/prefect worker start --pool local --type process
 
 .PHONY: check
