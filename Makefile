@@ -5,6 +5,9 @@ BIN := .venv/bin
 PORT ?= 3000
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
+# The container engine: docker where it runs, else podman; and what the images compute on: cpu or gpu.
+ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
+DEVICE ?= cpu
 
 export STATE_DIR ?= $(CURDIR)/state
 export MLFLOW_TRACKING_URI ?= sqlite:///$(STATE_DIR)/mlflow.db
@@ -53,6 +56,19 @@ worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
 	@infra/deploy.sh local process local
 	@$(BIN)/prefect worker start --pool local --type process
+
+# pip's settings and the certificates of this machine, where it has its own, are lent to the build and not kept.
+BUILD = $(ENGINE) build --build-arg DEVICE=$(DEVICE) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
+	--build-arg GIT_COMMIT=$(shell git rev-parse HEAD) \
+	$(if $(PIP_CONFIG_FILE),--secret id=pip$(comma)src=$(PIP_CONFIG_FILE)) \
+	$(if $(SSL_CERT_FILE),--secret id=ca$(comma)src=$(SSL_CERT_FILE))
+comma := ,
+.PHONY: images
+# For podman, whose own format has no health checks.
+images: export BUILDAH_FORMAT = docker
+images:  ## Build the images of training and serving; DEVICE=gpu, ENGINE=podman, BASE_DIGEST=sha256:...
+	$(BUILD) --file Dockerfile.serve --tag localhost/cifar10-serve .
+	$(BUILD) --file Dockerfile.train --tag localhost/cifar10-train .
 
 .PHONY: check
 check: .venv/installed  ## Lint, check the format and the types
