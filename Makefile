@@ -58,11 +58,12 @@ worker: .venv/installed  ## Deploy the flows and run what is asked of them; need
 	@infra/deploy.sh local process local
 	@$(BIN)/prefect worker start --pool local --type process
 
-# pip's settings and the certificates of this machine, where it has its own, are lent to the build and not kept.
+# pip's settings, where PIP_CONFIG_FILE names them, and this machine's certificates are lent to the build and not kept.
 BUILD = $(ENGINE) build --build-arg DEVICE=$(DEVICE) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
 	--build-arg GIT_COMMIT=$(shell git rev-parse HEAD) \
 	$(if $(PIP_CONFIG_FILE),--secret id=pip$(comma)src=$(PIP_CONFIG_FILE)) \
-	$(if $(SSL_CERT_FILE),--secret id=ca$(comma)src=$(SSL_CERT_FILE))
+	$(if $(CERTIFICATES),--secret id=ca$(comma)src=$(CERTIFICATES))
+CERTIFICATES = $(or $(SSL_CERT_FILE),$(wildcard /etc/ssl/certs/ca-certificates.crt))
 comma := ,
 .PHONY: images
 # For podman, whose own format has no health checks.
@@ -113,7 +114,7 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 
 .PHONY: clean
 clean:  ## Remove the environment and all state: models, runs, caches
-	rm -rf .venv state
+	rm -rf .venv state .podman_cache
 
 $(STATE_DIR):
 	@mkdir -p $@
