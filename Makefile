@@ -5,6 +5,10 @@ BIN := .venv/bin
 PORT ?= 3000
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
+GRAFANA_PORT ?= 3001
+# The container engine: docker where it runs, else podman; and what the images compute on: cpu or gpu.
+ENGINE ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo podman)
+DEVICE ?= cpu
 
 export STATE_DIR ?= $(CURDIR)/state
 export MLFLOW_TRACKING_URI ?= sqlite:///$(STATE_DIR)/mlflow.db
@@ -51,9 +55,47 @@ prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 .PHONY: worker
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
-	@$(BIN)/prefect work-pool inspect local >/dev/null 2>&1 || $(BIN)/prefect work-pool create --type process local
-	@$(BIN)/prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
+	@infra/deploy.sh local process local
 	@$(BIN)/prefect worker start --pool local --type process
+
+# pip's settings, where PIP_CONFIG_FILE names them, and this machine's certificates are lent to the build and not kept.
+BUILD = $(ENGINE) build --build-arg DEVICE=$(DEVICE) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
+	--build-arg GIT_COMMIT=$(shell git rev-parse HEAD) \
+	$(if $(PIP_CONFIG_FILE),--secret id=pip$(comma)src=$(PIP_CONFIG_FILE)) \
+	$(if $(CERTIFICATES),--secret id=ca$(comma)src=$(CERTIFICATES))
+CERTIFICATES = $(or $(SSL_CERT_FILE),$(wildcard /etc/ssl/certs/ca-certificates.crt))
+comma := ,
+.PHONY: images
+# For podman, whose own format has no health checks.
+images: export BUILDAH_FORMAT = docker
+images:  ## Build the images of training and serving; DEVICE=gpu, ENGINE=podman, BASE_DIGEST=sha256:...
+	$(BUILD) --file Dockerfile.serve --tag localhost/cifar10-serve .
+	$(BUILD) --file Dockerfile.train --tag localhost/cifar10-train .
+
+.PHONY: env
+env:  ## Write infra/.env: random passwords for make up
+	@if [[ -e infra/.env ]]; then \
+	    echo "error: infra/.env is there already; the databases in the volumes know no other passwords" >&2; exit 2; fi
+	@umask 077 && grep -oE '[A-Z0-9_]+:\?' infra/compose.yaml | tr -d ':?' | sort -u | while read -r name; do \
+	    echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > infra/.env
+	@echo "wrote infra/.env; Grafana's user is admin, its password GRAFANA_PASSWORD in there"
+
+COMPOSE ?= $(if $(filter docker,$(ENGINE)),docker compose,podman-compose)
+STACK = $(COMPOSE) -f infra/compose.yaml $(if $(filter gpu,$(DEVICE)),-f infra/compose.gpu.yaml)
+RUNS = --filter label=cifar10-classifier=run
+.PHONY: up
+up: export ENGINE_SOCKET ?= $(if $(filter docker,$(ENGINE)),/var/run/docker.sock,/run/podman/podman.sock)
+up:  ## Start the whole stack in containers; needs make env and make images; DEVICE=gpu
+	@$(STACK) up --detach
+	@echo "service: http://127.0.0.1:$(PORT)/ui, once there is a champion; Grafana: http://127.0.0.1:$(GRAFANA_PORT)"
+	@echo "MLflow:  http://127.0.0.1:$(MLFLOW_PORT)     Prefect: http://127.0.0.1:$(PREFECT_PORT)"
+	@echo "train one: $(STACK) exec worker prefect deployment run retrain/container --watch"
+
+.PHONY: down
+down:  ## Stop the stack and its runs; the volumes stay, and a run goes on from its checkpoint
+	@$(ENGINE) ps --quiet $(RUNS) | xargs --no-run-if-empty $(ENGINE) stop
+	@$(STACK) down
+	@$(ENGINE) container prune --force $(RUNS)
 
 .PHONY: check
 check: .venv/installed  ## Lint, check the format and the types
@@ -73,7 +115,7 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 
 .PHONY: clean
 clean:  ## Remove the environment and all state: models, runs, caches
-	rm -rf .venv state
+	rm -rf .venv state .podman_cache
 
 $(STATE_DIR):
 	@mkdir -p $@

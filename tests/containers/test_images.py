@@ -1,0 +1,80 @@
+"""The images as a user builds and starts them."""
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, Trained, free_port, wait_until
+from tests.containers.conftest import Images, podman
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+# As strict as Docker is: podman by itself keeps /tmp and others writable.
+READ_ONLY = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
+
+
+def inside(image: str, *command: str) -> str:
+    return podman("run", "--rm", *READ_ONLY, image, *command)
+
+
+def test_the_serving_image_is_small_and_holds_nothing_that_trains(images: Images) -> None:
+    assert int(podman("image", "inspect", "--format", "{{.Size}}", images.serve)) < 1e9
+    check = "import importlib.util as u; print([m for m in ('torch', 'timm', 'prefect', 'training') if u.find_spec(m)])"
+    assert inside(images.serve, "python", "-c", check) == "[]"
+
+
+@pytest.mark.parametrize("name", Images._fields)
+def test_an_image_holds_no_root_no_compiler_and_nothing_of_the_building_host(images: Images, name: str) -> None:
+    image = getattr(images, name)
+    assert inside(image, "id", "-u") == "1000"
+    leftovers = (
+        "ls -d /etc/pip.conf /run/secrets/* /state/.cache /root/.cache /opt/venv/bin/pip; command -v gcc cc make"
+    )
+    assert inside(image, "sh", "-c", f"({leftovers}) 2>/dev/null || true") == ""
+    labels = json.loads(podman("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert labels["org.opencontainers.image.revision"] == commit.strip()
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+@pytest.fixture
+def answering(images: Images, trained: Trained) -> Iterator[tuple[str, str]]:
+    """The serving image with an ONNX file, read-only: the container's id, and the service's address."""
+    port = free_port()
+    container = podman(
+        "run",
+        "--detach",
+        *READ_ONLY,
+        f"--publish=127.0.0.1:{port}:3000",
+        f"--volume={trained.onnx}:/model.onnx:ro",
+        "--env=SERVING_MODEL=/model.onnx",
+        images.serve,
+    )
+    try:
+        yield container, f"http://127.0.0.1:{port}"
+    finally:
+        print(podman("logs", container))
+        podman("rm", "--force", "--volumes", container)
+
+
+def a_picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_service_answers_from_a_read_only_container(answering: tuple[str, str], trained: Trained) -> None:
+    container, url = answering
+    wait_until(lambda: httpx.get(f"{url}/readyz").is_success)
+    answer = httpx.post(f"{url}/classify", files={"image": a_picture()}).raise_for_status().json()
+    assert answer["model"]["run_id"] == trained.run_id
+    assert answer["label"] in answer["probabilities"]
+    podman("healthcheck", "run", container)
+    # SIGTERM reaches the service: it ends by itself, before the engine loses its patience.
+    podman("stop", "--time", "60", container)
+    assert podman("inspect", "--format", "{{.State.ExitCode}}", container) == "0"

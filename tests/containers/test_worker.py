@@ -1,0 +1,192 @@
+"""Retraining in containers: Prefect's worker on the engine's socket, an MLflow server, and the service beside them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import mlflow
+import pytest
+
+from tests.conftest import ROOT, TINY, free_port, wait_until
+from tests.containers.conftest import STORE, Images, podman
+from tests.containers.test_images import READ_ONLY, a_picture
+from training.registry import REGISTERED_MODEL
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+SECONDS_TO_RUN = 900
+PARAMETERS = {
+    "models": ["efficientnet_lite0"],
+    "experiment": "quick",
+    "data": "digits",
+    "overrides": [override for override in TINY if not override.startswith(("data=", "experiment="))],
+}
+
+
+@contextlib.contextmanager
+def background(log: Path, *command: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """A server or a worker until the block ends."""
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield
+    except BaseException:
+        print(f"{log.name}:\n{log.read_text()[-5000:]}")
+        raise
+    finally:
+        # A worker that is asked politely sometimes waits for itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Stack(NamedTuple):
+    """The environment of a shell on this machine, its servers, and the worker's log."""
+
+    environment: dict[str, str]
+    prefect: httpx.Client
+    mlflow: str
+    worker: Path
+
+
+@pytest.fixture(scope="module")
+def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Both servers, the engine's socket, and a worker that has deployed infra/prefect.yaml."""
+    directory = tmp_path_factory.mktemp("stack")
+    api, tracking = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    socket = f"unix://{STORE}/podman.sock"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PREFECT_HOME": str(directory / "prefect"),
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "CONTAINER_NETWORK": "host",
+        "CONTAINER_RUNTIME": "",
+    }
+    with contextlib.ExitStack() as running:
+
+        def start(name: str, *command: str) -> Path:
+            log = directory / f"{name}.log"
+            running.enter_context(background(log, *command, environment=environment))
+            return log
+
+        start("engine", "podman", "system", "service", "--time=0", socket)
+        start("prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", api.rpartition(":")[2])
+        start(
+            "mlflow",
+            *("mlflow", "server", "--host", "127.0.0.1", "--port", tracking.rpartition(":")[2], "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db"),
+            *("--artifacts-destination", str(directory / "artifacts")),
+        )
+        wait_until(lambda: httpx.get(f"{api}/api/health").is_success)
+        wait_until(lambda: httpx.get(f"{tracking}/health").is_success)
+        environment |= {"PREFECT_API_URL": f"{api}/api", "MLFLOW_TRACKING_URI": tracking, "DOCKER_HOST": socket}
+        deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly"]
+        deployed = subprocess.run(deploy, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+        worker = start("worker", "prefect", "worker", "start", "--pool", "containers", "--type", "docker")
+        client = running.enter_context(httpx.Client(base_url=f"{api}/api", timeout=60))
+        yield Stack(environment, client, tracking, worker)
+    podman("rm", "--all", "--force", "--volumes")
+    podman("volume", "rm", "--force", "cifar10-classifier-state")
+
+
+def flow_runs(stack: Stack, deployment: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a deployment by their state."""
+    name = deployment.partition("/")[2]
+    flow = deployment.partition("/")[0]
+    query = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [name]}}}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in stack.prefect.post("/flow_runs/filter", json=query).raise_for_status().json():
+        runs.setdefault(run["state_type"], []).append(run)
+    return runs
+
+
+def ended(stack: Stack, deployment: str) -> tuple[dict[str, Any], str]:
+    """Waits until a run of a deployment has come to an end; returns it and its log."""
+
+    def over() -> list[dict[str, Any]]:
+        runs = flow_runs(stack, deployment)
+        return [run for state in ("COMPLETED", "FAILED", "CRASHED") for run in runs.get(state, [])]
+
+    wait_until(lambda: bool(over()), SECONDS_TO_RUN)
+    run = over()[0]
+    query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    entries = stack.prefect.post("/logs/filter", json=query).raise_for_status().json()
+    return run, "\n".join(entry["message"] for entry in entries)
+
+
+def ask(stack: Stack, deployment: str, parameters: Mapping[str, Any]) -> None:
+    words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+    command = ["prefect", "deployment", "run", deployment, *words]
+    asked = subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+
+
+@pytest.fixture(scope="module")
+def champion(stack: Stack) -> Any:
+    """The version that a retraining which a user asked for has made the champion."""
+    ask(stack, "retrain/container", PARAMETERS)
+    run, log = ended(stack, "retrain/container")
+    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
+    return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(REGISTERED_MODEL, "champion")
+
+
+def test_a_retraining_in_a_container_registers_and_promotes(champion: Any, images: Images) -> None:
+    revision = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
+    assert champion.tags["git_commit"] == podman("image", "inspect", "--format", revision, images.train)
+    assert champion.tags["decision"] == "there was no champion"
+    # The container ends well, and is kept for `make down` to find.
+    label = "--filter=label=cifar10-classifier=run"
+    wait_until(lambda: bool(podman("ps", "--all", "--quiet", label, "--filter=exited=0")))
+
+
+def test_the_serving_image_answers_with_the_new_champion(champion: Any, images: Images, stack: Stack) -> None:
+    port = free_port()
+    container = podman(
+        *("run", "--detach", *READ_ONLY, "--network=host"),
+        *(f"--env=MLFLOW_TRACKING_URI={stack.mlflow}", f"--env=SERVING_PORT={port}"),
+        images.serve,
+    )
+    try:
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").is_success)
+        answer = httpx.post(f"http://127.0.0.1:{port}/classify", files={"image": a_picture()}).raise_for_status().json()
+        assert answer["model"]["version"] == str(champion.version)
+        assert answer["model"]["run_id"] == champion.run_id
+    finally:
+        print(podman("logs", container))
+        podman("rm", "--force", "--volumes", container)
+
+
+def test_a_rollback_with_nothing_to_go_back_to_says_so(champion: Any, stack: Stack) -> None:
+    ask(stack, "rollback/container", {})
+    run, log = ended(stack, "rollback/container")
+    assert run["state_type"] == "FAILED"
+    assert "is the first: there is none to go back to" in log
+    assert "Traceback" not in log
+
+
+def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack) -> None:
+    deployment = stack.prefect.get("/deployments/name/retrain/weekly").json()
+    (weekly,) = deployment["schedules"]
+    assert (weekly["schedule"]["cron"], weekly["active"]) == ("0 3 * * 1", True)
+    # Far more often than a run takes.
+    often = {"schedule": {"interval": 10}, "active": True, "parameters": PARAMETERS}
+    url = f"/deployments/{deployment['id']}/schedules"
+    (schedule,) = stack.prefect.post(url, json=[often]).raise_for_status().json()
+    run, log = ended(stack, "retrain/weekly")
+    cancelled = flow_runs(stack, "retrain/weekly").get("CANCELLED", [])
+    stack.prefect.delete(f"{url}/{schedule['id']}").raise_for_status()
+    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
+    assert run["auto_scheduled"]
+    assert cancelled, "what was due while the run was at work is left out"
+    versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    assert len(versions) == 2
