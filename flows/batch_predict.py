@@ -17,7 +17,7 @@ from flows.failures import RETRIES
 from serving.batch import BatchPrediction, summary
 from serving.champion import fetch
 from serving.errors import StartError
-from serving.settings import Settings
+from serving.settings import load_settings
 from serving.sources import open_source
 from training.errors import UserError, exit_on_user_error
 from training.progress import progress
@@ -31,8 +31,8 @@ def predict(source: Path, target: Path, model: str) -> None:
     """Writes `target`."""
     if source.resolve() == target.resolve():
         raise UserError(f"target={target} is the source; give another file")
-    settings = Settings(model=model)
     try:
+        settings = load_settings(model=model)
         pictures = open_source(source)
         predictor = fetch(settings)
         with BatchPrediction(pictures, predictor, target, settings.max_pixels) as prediction:

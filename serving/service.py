@@ -198,6 +198,9 @@ def in_its_place(predictor: Predictor, answer: np.ndarray | Refusal, top_k: int 
 @bentoml.service(
     name="classifier",
     metrics={"enabled": False},  # it keeps a series for every path that anybody asks for; serving/metrics.py has ours
+    # Neither goes anywhere by default, and both cost each request time; the gate counts and names every request.
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
     traffic={"timeout": SETTINGS.max_seconds + 5},  # the gate's own limit comes first, with an answer of our form
 )
 class Classifier:

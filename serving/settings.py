@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from serving.errors import StartError
 
 
 class Settings(BaseSettings):
@@ -55,3 +57,20 @@ class Settings(BaseSettings):
                 "such a request would never be taken"
             )
         return self
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of the environment, but for those that are given.
+
+    Raises:
+        StartError: a value can't be what it is.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as errors:
+        raise StartError("; ".join(_problem(part["loc"], part["msg"]) for part in errors.errors())) from errors
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    name = "_".join(map(str, location[:1])).upper()
+    return f"SERVING_{name}: {message}" if name else message
