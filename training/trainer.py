@@ -178,7 +178,7 @@ class Trainer:
     def _validate(self) -> float:
         self.model.eval()
         correct = 0
-        for indices, inputs in self.validation_set.batches(2 * self.batch_size):
+        for indices, inputs in self.validation_set.batches(self.batch_size):
             logits = self.model(torch.as_tensor(inputs, device=self.accelerator.device))
             correct += int((logits.argmax(1).cpu().numpy() == self.validation_set.labels[indices]).sum())
         return correct / len(self.validation_set)
