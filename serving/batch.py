@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PART_ROWS = 2048  # what a kill can cost
 BATCH = 32  # larger ones are no faster on a CPU
+RUNS = 2  # of the model at a time: one goes on while the other ends
 BATCH_PIXELS = 2**24  # the model's resize works on float32: 200 MB
 WAITING_PIXELS = 2**26  # decoded pictures that wait, twice: behind the threads and for others of their size
 AHEAD = 2 * BATCH
@@ -85,11 +86,13 @@ class BatchPrediction:
             os.close(self._lock)
             raise StartError(f"target={self.target} is being written by another run; wait for it") from None
         self._done = self._whole_parts()
+        self._models = ThreadPoolExecutor(RUNS, "model")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._models.shutdown(cancel_futures=True)
         os.close(self._lock)
 
     @property
@@ -100,7 +103,7 @@ class BatchPrediction:
         """Does the work; yields once a picture."""
         pictures = _decoded(self.source.read_from(sum(self._done)), self.max_pixels)
         while self.rows_left:
-            part = _Part(self.predictor)
+            part = _Part(self.predictor, self._models)
             for picture in itertools.islice(pictures, min(PART_ROWS, self.rows_left)):
                 part.add(picture)
                 yield
@@ -199,8 +202,10 @@ def _decode(picture: Picture, max_pixels: int) -> _Decoded:
 class _Part:
     """The rows of one part. Pictures of the same size wait for each other, to be classified in one batch."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, models: Executor) -> None:
         self._predictor = predictor
+        self._models = models
+        self._running: deque[tuple[list[int], Future[np.ndarray]]] = deque()
         self._names: list[str] = []
         self._errors: list[str | None] = []
         self._probabilities: list[np.ndarray | None] = []
@@ -225,6 +230,8 @@ class _Part:
 
     def finish(self, schema: pa.Schema) -> pa.Table:
         self._classify_all()
+        while self._running:
+            self._take_answers()
         classes = self._predictor.classes
         failed = np.array([error is not None for error in self._errors])
         nothing = np.zeros(len(classes), np.float32)
@@ -248,7 +255,14 @@ class _Part:
     def _classify(self, shape: tuple[int, ...]) -> None:
         group = self._waiting.pop(shape)
         self._waiting_pixels -= len(group) * shape[0] * shape[1]
-        for row, answer in zip(group, self._predictor.predict(np.stack(list(group.values()))), strict=True):
+        images = np.stack(list(group.values()))
+        self._running.append((list(group), self._models.submit(self._predictor.predict, images)))
+        if len(self._running) > RUNS:
+            self._take_answers()
+
+    def _take_answers(self) -> None:
+        rows, answers = self._running.popleft()
+        for row, answer in zip(rows, answers.result(), strict=True):
             self._probabilities[row] = answer
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.errors import StartError
@@ -68,9 +69,11 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as errors:
-        raise StartError("; ".join(_problem(part["loc"], part["msg"]) for part in errors.errors())) from errors
+        raise StartError("; ".join(map(_problem, errors.errors()))) from errors
 
 
-def _problem(location: tuple[int | str, ...], message: str) -> str:
-    name = "_".join(map(str, location[:1])).upper()
-    return f"SERVING_{name}: {message}" if name else message
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong with the value of which variable; the last validator's words speak of several by themselves."""
+    if not error["loc"]:
+        return error["msg"]
+    return f"SERVING_{str(error['loc'][0]).upper()}={error['input']}: {error['msg'].lower()}"

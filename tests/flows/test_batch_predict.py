@@ -43,3 +43,11 @@ def test_a_mistake_shows_the_command(words: list[str]) -> None:
 
 def test_a_mistake_ends_the_command_with_code_2(run_module: Callable[..., CompletedProcess[str]]) -> None:
     assert_user_error(run_module("flows.batch_predict"), "nothing was given", "source=PATH")
+
+
+def test_a_wrong_setting_of_the_environment_is_named(
+    run_module: Callable[..., CompletedProcess[str]], image_folder: Path, tmp_path: Path
+) -> None:
+    words = f"source={image_folder}", f"target={tmp_path / 'out.parquet'}"
+    result = run_module("flows.batch_predict", *words, SERVING_MAX_PIXELS="none")
+    assert_user_error(result, "SERVING_MAX_PIXELS=none")
