@@ -80,6 +80,14 @@ env:  ## Write infra/.env: random passwords for make up
 	    echo "$$name=$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"; done > infra/.env
 	@echo "wrote infra/.env; Grafana's user is admin, its password GRAFANA_PASSWORD in there"
 
+SBOM = $(BIN)/python -W ignore -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml
+.PHONY: sbom
+sbom: .venv/installed  ## List the Python packages of the images as CycloneDX files: state/sbom/
+	@mkdir -p $(STATE_DIR)/sbom
+	@for lock in serve serve-gpu train; do \
+	    $(SBOM) requirements/$$lock.txt --output-file $(STATE_DIR)/sbom/$$lock.cdx.json || exit; done
+	@echo "wrote $(STATE_DIR)/sbom/*.cdx.json"
+
 COMPOSE ?= $(if $(filter docker,$(ENGINE)),docker compose,podman-compose)
 STACK = $(COMPOSE) -f infra/compose.yaml $(if $(filter gpu,$(DEVICE)),-f infra/compose.gpu.yaml)
 RUNS = --filter label=cifar10-classifier=run

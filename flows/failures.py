@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from prefect import Task
 from prefect.client.schemas import State, TaskRun
 from prefect.tasks import exponential_backoff
@@ -14,14 +15,14 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed task is tried again: a registry or a storage may come back, a wrong setting does not mend."""
     try:
         state.result()
-    except UserError:
-        return False
-    except Exception:
+    except (OSError, MlflowException):
         return True
+    except Exception:
+        return False
     return False
 
 
-# For what may pass: a registry or a storage that is away for a while.
+# For what asks a registry or a storage, which may be away for a while.
 RETRIES: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(10),

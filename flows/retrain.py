@@ -31,7 +31,8 @@ def prepare_data(overrides: list[str], data: str) -> str:
     return load_data(config.data, config.seed).fingerprint
 
 
-@task(task_run_name="train {model}")
+# Another try goes on from the last checkpoint.
+@task(task_run_name="train {model}", **RETRIES)
 def train_candidate(overrides: list[str], model: str) -> str:
     """Trains and evaluates one model; returns its MLflow run."""
     return train(compose_config([*overrides, f"model={model}"]))
@@ -61,7 +62,7 @@ def best_validation_accuracy(client: MlflowClient, run_id: str) -> float:
     return max(metric.value for metric in client.get_metric_history(run_id, "validation_accuracy"))
 
 
-@task(task_run_name="export to ONNX")
+@task(task_run_name="export to ONNX", **RETRIES)
 def export(run_id: str) -> str:
     """Exports and checks the model; returns the URI of the logged ONNX model."""
     return export_run(run_id)

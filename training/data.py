@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.errors import UserError
+from training.errors import UserError, full_disk_in_words
 from training.progress import progress
 from training.sources import SPLITS, Item
 
@@ -95,6 +95,7 @@ class ImageData:
     fingerprint: str
 
 
+@full_disk_in_words()
 def load_data(config: DictConfig, seed: int) -> ImageData:
     """Loads the configured pictures through the cache and splits off the validation set.
 

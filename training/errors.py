@@ -1,5 +1,6 @@
 """The one kind of failure that a user can mend."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,20 @@ from contextlib import contextmanager
 
 class UserError(Exception):
     """Says in one or two lines what is wrong, with the value, and what to do; shown without a traceback."""
+
+
+@contextmanager
+def full_disk_in_words() -> Iterator[None]:
+    """Makes a `UserError` of what a write to a full disk raises; every library has an exception of its own for it."""
+    try:
+        yield
+    except Exception as error:
+        if not re.search("No space left on device|disk is full", str(error)):
+            raise
+        raise UserError(
+            f"the disk is full ({str(error).splitlines()[0]:.120})\n"
+            "Free some space, or name another disk with STATE_DIR; the same command goes on from the last checkpoint."
+        ) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch.onnx import ONNXProgram
 
 from training import tracking
 from training.data import ImageData, load_data
-from training.errors import UserError
+from training.errors import UserError, full_disk_in_words
 from training.evaluation import BATCH_SIZE, Classify, evaluate, predict
 from training.models import CIFARClassifier
 from training.preprocessing import INTERPOLATION
@@ -117,6 +117,7 @@ def compare(expected: np.ndarray, actual: np.ndarray) -> Parity:
     return Parity(float(np.abs(expected - actual).max()), int((gap > TIE).sum()))
 
 
+@full_disk_in_words()
 def export_run(run_id: str) -> str:
     """Exports a run's model, checks it over the whole test set, and logs file and findings to the run.
 

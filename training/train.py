@@ -22,7 +22,7 @@ from training.calibration import calibrate
 from training.checkpoint import Checkpoints
 from training.config import hydra_command
 from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
-from training.errors import UserError
+from training.errors import UserError, full_disk_in_words
 from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
 from training.models import build_model
 from training.settings import require_valid
@@ -64,6 +64,7 @@ def set_up(config: DictConfig) -> Run:
     return Run(data, trainer, checkpoints, key)
 
 
+@full_disk_in_words()
 def train(config: DictConfig) -> str:
     """Trains, evaluates on the test set, and tracks all of it in MLflow.
 

@@ -1,9 +1,12 @@
 """The images as a user builds and starts them."""
 
+import ast
 import io
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -26,6 +29,21 @@ def test_the_serving_image_is_small_and_holds_nothing_that_trains(images: Images
     assert int(podman("image", "inspect", "--format", "{{.Size}}", images.serve)) < 1e9
     check = "import importlib.util as u; print([m for m in ('torch', 'timm', 'prefect', 'training') if u.find_spec(m)])"
     assert inside(images.serve, "python", "-c", check) == "[]"
+
+
+@pytest.mark.parametrize("name", Images._fields)
+def test_an_image_holds_the_packages_that_its_list_names(images: Images, name: str, tmp_path: Path) -> None:
+    subprocess.run(["make", "sbom", f"STATE_DIR={tmp_path}"], cwd=ROOT, check=True)
+    listed = json.loads((tmp_path / "sbom" / f"{name}.cdx.json").read_text())["components"]
+    check = "import importlib.metadata as m; print([(d.name, d.version) for d in m.distributions()])"
+    installed = ast.literal_eval(inside(getattr(images, name), "python", "-c", check))
+
+    def without_build(packages: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """`2.14.1+cpu` is a build of 2.14.1; CUDA's packages are not in an image for CPUs."""
+        names = ((re.sub("[-_.]+", "-", name).lower(), version.partition("+")[0]) for name, version in packages)
+        return {name for name in names if not name[0].startswith(("nvidia-", "cuda-", "triton"))}
+
+    assert without_build(installed) == without_build((part["name"], part["version"]) for part in listed)
 
 
 @pytest.mark.parametrize("name", Images._fields)

@@ -2,10 +2,7 @@
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ import pytest
 from tests.conftest import ROOT, TINY, free_port, wait_until
 from tests.containers.conftest import STORE, Images, podman
 from tests.containers.test_images import READ_ONLY, a_picture
+from tests.servers import Server, mlflow_server, prefect_server, shell_environment
 from training.registry import REGISTERED_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -27,25 +25,6 @@ PARAMETERS = {
     "data": "digits",
     "overrides": [override for override in TINY if not override.startswith(("data=", "experiment="))],
 }
-
-
-@contextlib.contextmanager
-def background(log: Path, *command: str, environment: Mapping[str, str]) -> Iterator[None]:
-    """A server or a worker until the block ends."""
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        yield
-    except BaseException:
-        print(f"{log.name}:\n{log.read_text()[-5000:]}")
-        raise
-    finally:
-        # A worker that is asked politely sometimes waits for itself.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 class Stack(NamedTuple):
@@ -61,40 +40,30 @@ class Stack(NamedTuple):
 def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Both servers, the engine's socket, and a worker that has deployed infra/prefect.yaml."""
     directory = tmp_path_factory.mktemp("stack")
-    api, tracking = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    prefect_port, mlflow_port = free_port(), free_port()
+    api, tracking = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
     socket = f"unix://{STORE}/podman.sock"
     environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PREFECT_HOME": str(directory / "prefect"),
+        **shell_environment(directory),
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "CONTAINER_NETWORK": "host",
         "CONTAINER_RUNTIME": "",
     }
     with contextlib.ExitStack() as running:
-
-        def start(name: str, *command: str) -> Path:
-            log = directory / f"{name}.log"
-            running.enter_context(background(log, *command, environment=environment))
-            return log
-
-        start("engine", "podman", "system", "service", "--time=0", socket)
-        start("prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", api.rpartition(":")[2])
-        start(
-            "mlflow",
-            *("mlflow", "server", "--host", "127.0.0.1", "--port", tracking.rpartition(":")[2], "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{directory}/mlflow.db"),
-            *("--artifacts-destination", str(directory / "artifacts")),
-        )
-        wait_until(lambda: httpx.get(f"{api}/api/health").is_success)
-        wait_until(lambda: httpx.get(f"{tracking}/health").is_success)
-        environment |= {"PREFECT_API_URL": f"{api}/api", "MLFLOW_TRACKING_URI": tracking, "DOCKER_HOST": socket}
-        deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly"]
+        engine = ("podman", "system", "service", "--time=0", socket)
+        running.enter_context(Server(directory / "engine.log", *engine, environment=environment))
+        running.enter_context(prefect_server(directory, environment, prefect_port))
+        store, artifacts = f"sqlite:///{directory}/mlflow.db", str(directory / "artifacts")
+        running.enter_context(mlflow_server(directory, environment, mlflow_port, store, artifacts))
+        environment |= {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking, "DOCKER_HOST": socket}
+        deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly", "nightly"]
         deployed = subprocess.run(deploy, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        worker = start("worker", "prefect", "worker", "start", "--pool", "containers", "--type", "docker")
-        client = running.enter_context(httpx.Client(base_url=f"{api}/api", timeout=60))
-        yield Stack(environment, client, tracking, worker)
+        command = ("prefect", "worker", "start", "--pool", "containers", "--type", "docker")
+        worker = Server(directory / "worker.log", *command, environment=environment)
+        running.enter_context(worker)
+        client = running.enter_context(httpx.Client(base_url=api, timeout=60))
+        yield Stack(environment, client, tracking, worker.log)
     podman("rm", "--all", "--force", "--volumes")
     podman("volume", "rm", "--force", "cifar10-classifier-state")
 

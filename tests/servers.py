@@ -1,0 +1,199 @@
+"""Programs that a test starts, breaks and starts again: the stack as processes, with Postgres and S3 behind it."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import httpx
+import pytest
+
+from tests.conftest import ROOT, free_port, wait_until
+
+
+class Server:
+    """A program of its own process group that runs until it is stopped, and can be started again.
+
+    Args:
+        ready: whether it answers.
+    """
+
+    def __init__(
+        self, log: Path, *command: str, environment: Mapping[str, str], ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.log = log
+        self.command = command
+        self.environment = environment
+        self.ready = ready
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self.log, "a") as output:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
+        wait_until(self.ready)
+
+    def kill(self) -> None:
+        """As a power failure does it, with all that it has started."""
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, cause: object, *_: object) -> None:
+        if cause:
+            print(f"{self.log.name}:\n{self.log.read_text()[-5000:]}")
+        self.kill()
+
+
+def answers(url: str) -> Callable[[], bool]:
+    return lambda: httpx.get(url).is_success
+
+
+def shell_environment(directory: Path) -> dict[str, str]:
+    """This process's environment with the checkout's programs first, and Prefect's files in `directory`."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PREFECT_HOME": str(directory / "prefect")}
+
+
+def prefect_server(directory: Path, environment: Mapping[str, str], port: int) -> Server:
+    command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    ready = answers(f"http://127.0.0.1:{port}/api/health")
+    return Server(directory / "prefect.log", *command, environment=environment, ready=ready)
+
+
+def mlflow_server(directory: Path, environment: Mapping[str, str], port: int, store: str, artifacts: str) -> Server:
+    command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    places = ("--backend-store-uri", store, "--artifacts-destination", artifacts)
+    ready = answers(f"http://127.0.0.1:{port}/health")
+    return Server(directory / "mlflow.log", *command, *places, environment=environment, ready=ready)
+
+
+class Postgres:
+    """Debian's Postgres with databases of its own."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        if not found:
+            pytest.skip("no Postgres: apt-get install postgresql; .ci/run installs it")
+        self.port = free_port()
+        self.data = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's directories are root's alone
+        self.programs = found[-1].parent
+        self._run("initdb", "--pgdata", str(self.data), "--username", "postgres", "--auth", "trust")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self.programs / program), *arguments]
+        if os.geteuid() == 0:  # as whom it does not run
+            account = pwd.getpwnam("postgres")
+            os.chown(self.data, account.pw_uid, account.pw_gid)
+            command = ["runuser", "-u", "postgres", "--", *command]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    def control(self, action: str) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        log = str(self.data / "log")
+        self._run("pg_ctl", action, "-w", "-m", "immediate", "-D", str(self.data), "-l", log, "-o", options)
+
+    def url(self, driver: str, database: str) -> str:
+        return f"postgresql+{driver}://postgres@127.0.0.1:{self.port}/{database}"
+
+    def __enter__(self) -> "Postgres":
+        self.control("start")
+        for database in ("mlflow", "prefect"):
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", database)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control("stop")
+        shutil.rmtree(self.data)
+
+
+class Storage:
+    """moto's S3 server; it can be told to refuse every request."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = ("moto_server", "--host", "127.0.0.1", "--port", str(port))
+        ready = answers(f"{self.url}/moto-api/")
+        self.server = Server(directory / "storage.log", *command, environment=environment, ready=ready)
+        self.environment = {
+            "MLFLOW_S3_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+        )
+
+    def refuse(self, yes: bool) -> None:
+        """From now on no key is known: every request is answered with 403, or is not."""
+        requests_without_a_check = "0" if yes else "1000000000"
+        httpx.post(f"{self.url}/moto-api/reset-auth", content=requests_without_a_check).raise_for_status()
+
+    def __enter__(self) -> "Storage":
+        self.server.start()
+        self.client().create_bucket(Bucket="mlflow")
+        return self
+
+    def __exit__(self, *cause: object) -> None:
+        self.server.__exit__(*cause)
+
+
+class Stack(NamedTuple):
+    """The environment of a shell that uses the stack, and its parts."""
+
+    environment: dict[str, str]
+    state: Path
+    postgres: Postgres
+    storage: Storage
+    mlflow: Server
+    prefect: Server
+    worker: Server
+
+
+@contextlib.contextmanager
+def running_stack(directory: Path) -> Iterator[Stack]:
+    """MLflow and Prefect on Postgres and S3, and a process worker that has deployed infra/prefect.yaml's `local`."""
+    state = directory / "state"
+    state.mkdir()
+    servers = {**shell_environment(directory), "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "30"}
+    mlflow_port, prefect_port = free_port(), free_port()
+    with contextlib.ExitStack() as running:
+        postgres = running.enter_context(Postgres())
+        storage = running.enter_context(Storage(directory, servers))
+        servers |= storage.environment
+        servers["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = postgres.url("asyncpg", "prefect")
+        store = postgres.url("psycopg2", "mlflow")
+        mlflow = running.enter_context(mlflow_server(directory, servers, mlflow_port, store, "s3://mlflow"))
+        prefect = running.enter_context(prefect_server(directory, servers, prefect_port))
+        environment = {
+            **shell_environment(directory / "client"),
+            "STATE_DIR": str(state),
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
+            "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
+        }
+        deployed = f"{environment['PREFECT_API_URL']}/deployments/name/retrain/local"
+        worker = Server(directory / "worker.log", "make", "worker", environment=environment, ready=answers(deployed))
+        running.enter_context(worker)
+        yield Stack(environment, state, postgres, storage, mlflow, prefect, worker)
