@@ -135,6 +135,21 @@ def test_the_serving_image_answers_with_the_new_champion(champion: Any, images: 
         podman("rm", "--force", "--volumes", container)
 
 
+def test_pictures_in_the_runs_volume_are_scored_in_a_container(
+    champion: Any, images: Images, stack: Stack, image_folder: Path
+) -> None:
+    volumes = f"--volume={image_folder}:/pictures:ro", "--volume=cifar10-classifier-state:/state"
+    podman("run", "--rm", *volumes, images.train, "cp", "--recursive", "/pictures", "/state/pictures")
+    scored = {"source": "/state/pictures", "target": "/state/predictions.parquet"}
+    ask(stack, "batch-predict/container", scored)
+    run, log = ended(stack, "batch-predict/container")
+    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
+    assert "/state/predictions.parquet is written" in log
+    nightly = stack.prefect.get("/deployments/name/batch-predict/nightly").json()
+    assert nightly["parameters"] == scored
+    assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 1 * * *"]
+
+
 def test_a_rollback_with_nothing_to_go_back_to_says_so(champion: Any, stack: Stack) -> None:
     ask(stack, "rollback/container", {})
     run, log = ended(stack, "rollback/container")
