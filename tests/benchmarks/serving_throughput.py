@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,13 +80,15 @@ class Server:
         environment = {**os.environ, **self.environment, "SERVING_PORT": port}
         environment["PATH"] = f"{Path(python).parent}:{environment['PATH']}"
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_until(lambda: httpx.get(url + self.health).is_success)
                 yield url + self.path
             finally:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
                 process.wait()
 
 
