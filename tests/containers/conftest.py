@@ -68,6 +68,7 @@ def engine() -> Iterator[None]:
 class Images(NamedTuple):
     serve: str
     train: str
+    device: str  # cpu or gpu
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +77,11 @@ def images(engine: None) -> Images:
     exists = subprocess.run(["podman", "image", "exists", BASE]).returncode == 0
     if not exists and subprocess.run(["podman", "pull", "--quiet", BASE]).returncode != 0:
         subprocess.run([Path(__file__).with_name("stand_in_base.sh"), BASE], check=True)
-    command = ["make", "images", "ENGINE=podman", f"DEVICE={'cpu' if pytorch_index_answers() else 'gpu'}"]
+    device = "cpu" if pytorch_index_answers() else "gpu"
+    command = ["make", "images", "ENGINE=podman", f"DEVICE={device}"]
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert built.returncode == 0, built.stdout[-5000:]
-    return Images("localhost/cifar10-serve", "localhost/cifar10-train")
+    return Images("localhost/cifar10-serve", "localhost/cifar10-train", device)
 
 
 def pytorch_index_answers() -> bool:
