@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from pydantic import Field
 
@@ -55,7 +55,10 @@ def choose_best(run_ids: list[str]) -> str:
         for run in runs
     ]
     create_table_artifact(rows, key="candidates", description="The candidates of this retraining")
-    return max(run_ids, key=accuracies.__getitem__)
+    best = max(runs, key=lambda run: accuracies[run.info.run_id])
+    if page := tracking.run_page(best):
+        create_link_artifact(page, f"{best.data.tags['model']} in MLflow", key="mlflow-run", description="The best one")
+    return best.info.run_id
 
 
 def best_validation_accuracy(client: MlflowClient, run_id: str) -> float:

@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
@@ -76,6 +76,14 @@ def training_run(config: DictConfig, data: ImageData, run_key: str, run_id: str 
         mlflow.log_text(OmegaConf.to_yaml(config), CONFIG_FILE)
         mlflow.log_text(environment(), ENVIRONMENT_FILE)
         yield run.info.run_id
+
+
+def run_page(run: Run) -> str | None:
+    """The run's page on MLflow's server; people may open it at another address than programs: MLFLOW_PAGE."""
+    address = os.environ.get("MLFLOW_PAGE") or mlflow.get_tracking_uri()
+    if not address.startswith("http"):
+        return None
+    return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def _dataset_inputs(config: DictConfig, data: ImageData) -> list[DatasetInput]:

@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.serving_throughput [SECONDS]
 
-Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the server take
-turns. The load comes from the same machine, and takes some of its time. Each rival runs in an
+Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers, all
+of them running, take turns. The load comes from the same machine, and takes some of its time. Each rival runs in an
 environment of its own, which is installed under STATE_DIR/benchmarks the first time.
 """
 
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class Server:
             (directory / "installed").touch()
         return str(directory / "bin" / "python")
 
+    def load_on(self, url: str) -> Callable[[int, float], tuple[float, float]]:
+        request = httpx.Request("POST", url, **self.request)
+        content = request.read(), request.headers["content-type"]
+        return lambda concurrency, seconds: asyncio.run(load(url, *content, concurrency, seconds))
+
     @contextmanager
     def running(self) -> Iterator[str]:
         port = str(free_port())
@@ -88,8 +93,10 @@ class Server:
                 wait_until(lambda: httpx.get(url + self.health).is_success)
                 yield url + self.path
             finally:
-                os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
+                process.terminate()
                 process.wait()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it
 
 
 def write_model(directory: Path) -> Path:
@@ -156,24 +163,6 @@ async def load(url: str, body: bytes, content_type: str, concurrency: int, secon
     return len(latencies) / elapsed, 1000 * float(np.median(latencies))
 
 
-def beside(raw: Raw, server: Server, url: str, concurrency: int, seconds: float) -> np.ndarray:
-    """Raw and server in turns, as a machine is not as fast in one minute as in the next.
-
-    Returns:
-        (2, 2): answers a second and milliseconds, of raw and of the server; means over the turns.
-    """
-    request = httpx.Request("POST", url, **server.request)
-    body, content_type = request.read(), request.headers["content-type"]
-    turns = [
-        (
-            raw.load(concurrency, seconds / TURNS),
-            asyncio.run(load(url, body, content_type, concurrency, seconds / TURNS)),
-        )
-        for _ in range(TURNS)
-    ]
-    return np.mean(turns, axis=0)
-
-
 def main(seconds: float) -> None:
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (32, 32, 3), np.uint8)
@@ -205,17 +194,21 @@ def main(seconds: float) -> None:
             ),
         ]
         raw = Raw(path, image)
-        title = f"resnet18 at 224x224, {os.cpu_count()} cores, {seconds:g} seconds each"
-        table = Table(
-            "", f"requests/s at {CONCURRENCY}", "raw then", "of raw", "ms at 1", "raw then", "more", title=title
-        )
-        for server in servers:
-            server.environment |= {"MODEL": str(path), "SERVING_MODEL": str(path)}
-            with server.running() as url:
-                (limit, _), (rate, _) = beside(raw, server, url, CONCURRENCY, seconds)
-                (_, least), (_, latency) = beside(raw, server, url, 1, seconds)
-            cells = f"{rate:.1f}", f"{limit:.1f}", f"{rate / limit:.0%}", f"{latency:.1f}", f"{least:.1f}"
-            table.add_row(server.name, *cells, f"{latency - least:+.1f}")
+        with ExitStack() as running:
+            ways = {"raw ONNX Runtime": raw.load}
+            for server in servers:
+                server.environment |= {"MODEL": str(path), "SERVING_MODEL": str(path)}
+                ways[server.name] = server.load_on(running.enter_context(server.running()))
+            # In turns, as a machine is not as fast in one minute as in the next.
+            turns = [
+                [(way(CONCURRENCY, seconds / TURNS)[0], way(1, seconds / TURNS)[1]) for way in ways.values()]
+                for _ in range(TURNS)
+            ]
+        (limit, least), *_ = medians = np.median(turns, axis=0)
+        title = f"resnet18 at 224x224, {os.cpu_count()} cores, {seconds:g} seconds each, in {TURNS} turns"
+        table = Table("", f"requests/s at {CONCURRENCY}", "of raw", "ms at 1", "over raw", title=title)
+        for name, (rate, latency) in zip(ways, medians, strict=True):
+            table.add_row(name, f"{rate:.1f}", f"{rate / limit:.0%}", f"{latency:.1f}", f"{latency - least:+.1f}")
         Console().print(table)
 
 

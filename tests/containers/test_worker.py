@@ -56,6 +56,7 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         store, artifacts = f"sqlite:///{directory}/mlflow.db", str(directory / "artifacts")
         running.enter_context(mlflow_server(directory, environment, mlflow_port, store, artifacts))
         environment |= {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking, "DOCKER_HOST": socket}
+        environment["MLFLOW_PAGE"] = tracking
         deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly", "nightly"]
         deployed = subprocess.run(deploy, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr

@@ -73,6 +73,12 @@ class FlowRun:
         """Waits until it is in the middle of training."""
         wait_until(lambda: bool(list(self.stack.state.glob("runs/*/epoch-0001"))), SECONDS_TO_RUN)
 
+    def artifact(self, key: str) -> Any:
+        """What the run's page shows under that key."""
+        query = {"artifacts": {"flow_run_id": {"any_": [self.id]}, "key": {"any_": [key]}}}
+        (artifact,) = self._api("POST", "artifacts/filter", json=query)
+        return artifact["data"]
+
     def ends(self, state: str) -> None:
         def over() -> bool:
             return self.state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -104,7 +110,14 @@ def one_more_version(stack: Stack) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_more_version")
 def test_everything_is_kept_in_postgres_and_s3(stack: Stack) -> None:
-    FlowRun(stack, seed=1, epochs=2).ends("COMPLETED")
+    run = FlowRun(stack, seed=1, epochs=2)
+    run.ends("COMPLETED")
+    (version,) = versions(stack)
+    (candidate,) = json.loads(run.artifact("candidates"))
+    assert candidate["MLflow run"] == version.run_id
+    assert version.tags["decision"] in run.artifact("decision")
+    page = f"{stack.environment['MLFLOW_TRACKING_URI']}/#/experiments/1/runs/{version.run_id}"
+    assert f"({page})" in run.artifact("mlflow-run")
     keys = [entry["Key"] for entry in stack.storage.client().list_objects_v2(Bucket="mlflow")["Contents"]]
     assert any(key.endswith(".onnx") for key in keys)
     assert any(key.endswith("report.html") for key in keys)
