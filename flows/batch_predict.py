@@ -13,10 +13,9 @@ from prefect.artifacts import create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
-from flows.failures import RETRIES
+from flows.failures import RETRIES, start_errors_in_words
 from serving.batch import BatchPrediction, summary
 from serving.champion import fetch
-from serving.errors import StartError
 from serving.settings import load_settings
 from serving.sources import open_source
 from training.errors import UserError, exit_on_user_error
@@ -31,15 +30,13 @@ def predict(source: Path, target: Path, model: str) -> None:
     """Writes `target`."""
     if source.resolve() == target.resolve():
         raise UserError(f"target={target} is the source; give another file")
-    try:
+    with start_errors_in_words():
         settings = load_settings(model=model)
         pictures = open_source(source)
         predictor = fetch(settings)
         with BatchPrediction(pictures, predictor, target, settings.max_pixels) as prediction:
             for _ in progress(prediction.run(), "pictures", prediction.rows_left):
                 pass
-    except StartError as error:  # what the user can mend
-        raise UserError(str(error)) from error
 
 
 @flow(name="batch-predict")

@@ -13,11 +13,11 @@ from typing import NoReturn
 from PIL import Image
 from rich.console import Console
 
+from flows.failures import start_errors_in_words
 from flows.retrain import data_overrides, retrain
-from serving.errors import StartError
 from serving.port import check_port
 from serving.process import running
-from serving.settings import Settings
+from serving.settings import Settings, load_settings
 from training import sources
 from training.config import compose_config
 from training.data import load_data
@@ -87,8 +87,5 @@ def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with exit_on_user_error():
-        try:
-            demo(sys.argv[1] if len(sys.argv) > 1 else "", Settings())
-        except StartError as error:
-            raise UserError(str(error)) from error
+    with exit_on_user_error(), start_errors_in_words():
+        demo(sys.argv[1] if len(sys.argv) > 1 else "", load_settings())

@@ -1,6 +1,8 @@
 """What is worth another try, and how a failure reads."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -8,18 +10,13 @@ from prefect import Task
 from prefect.client.schemas import State, TaskRun
 from prefect.tasks import exponential_backoff
 
+from serving.errors import StartError
 from training.errors import UserError
 
 
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed task is tried again: a registry or a storage may come back, a wrong setting does not mend."""
-    try:
-        state.result()
-    except (OSError, MlflowException):
-        return True
-    except Exception:
-        return False
-    return False
+    return isinstance(state.result(raise_on_failure=False), (OSError, MlflowException))
 
 
 # For what asks a registry or a storage, which may be away for a while.
@@ -29,6 +26,15 @@ RETRIES: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": may_pass,
 }
+
+
+@contextmanager
+def start_errors_in_words() -> Iterator[None]:
+    """Makes a `UserError` of why serving can't start, so that it reads as one everywhere."""
+    try:
+        yield
+    except StartError as error:
+        raise UserError(str(error)) from error
 
 
 class _WithoutTraceback(logging.Filter):

@@ -17,7 +17,7 @@ from serving.errors import ModelError
 REQUIRED = ("model_name", "mlflow_run_id", "data_name")
 
 CORES = len(os.sched_getaffinity(0))
-_CORES = ThreadPoolExecutor(CORES, "core")
+_pool = ThreadPoolExecutor(CORES, "core")
 
 
 class Predictor:
@@ -59,7 +59,7 @@ class Predictor:
         """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
         if self._on_one_core and len(images) >= CORES:
             parts = np.array_split(images, CORES)
-            return np.concatenate(list(_CORES.map(partial(_run, self._on_one_core), parts)))
+            return np.concatenate(list(_pool.map(partial(_run, self._on_one_core), parts)))
         return _run(self._session, images)
 
     def _self_test(self) -> None:

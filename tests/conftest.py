@@ -18,9 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # A model that trains in seconds: what the fast tests need is a real one, not a good one.
-TINY = [
-    "data=digits",
-    "experiment=quick",
+TINY_OVERRIDES = [
     "data.train_limit=320",
     "data.validation_limit=100",
     "data.test_limit=200",
@@ -28,6 +26,9 @@ TINY = [
     "trainer.frozen_stages=0",
     "trainer.epochs=2",
 ]
+TINY = ["data=digits", "experiment=quick", *TINY_OVERRIDES]
+# The same, as the flow takes it.
+TINY_PARAMETERS = {"data": "digits", "experiment": "quick", "overrides": TINY_OVERRIDES}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,14 +1,17 @@
 """Programs that a test starts, breaks and starts again: the stack as processes, with Postgres and S3 behind it."""
 
 import contextlib
+import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +20,9 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, free_port, wait_until
+
+SECONDS_TO_RUN = 600
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class Server:
@@ -45,6 +51,7 @@ class Server:
     def kill(self) -> None:
         """As a power failure does it, with all that it has started."""
         if self.process:
+            # A worker that is asked politely sometimes waits for itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -73,6 +80,64 @@ def prefect_server(directory: Path, environment: Mapping[str, str], port: int) -
     command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     ready = answers(f"http://127.0.0.1:{port}/api/health")
     return Server(directory / "prefect.log", *command, environment=environment, ready=ready)
+
+
+def process_worker(directory: Path, environment: Mapping[str, str]) -> Server:
+    """`make worker`; it is ready once it has deployed."""
+    ready = answers(f"{environment['PREFECT_API_URL']}/deployments/name/retrain/local")
+    return Server(directory / "worker.log", "make", "worker", environment=environment, ready=ready)
+
+
+@dataclass
+class FlowRun:
+    """What Prefect's server tells of a flow run.
+
+    Attributes:
+        worker: whose log is shown where the run does not end as it should.
+    """
+
+    api: str
+    id: str
+    worker: Server
+
+    @classmethod
+    def asked_for(
+        cls, environment: Mapping[str, str], worker: Server, deployment: str, parameters: Mapping[str, Any]
+    ) -> "FlowRun":
+        """A new run of a deployment, as a user asks for it."""
+        words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+        command = ["prefect", "deployment", "run", deployment, *words]
+        asked = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        (id,) = re.findall(r"UUID: (\S+)", asked.stdout)
+        return cls(environment["PREFECT_API_URL"], id, worker)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = self._api("GET", f"flow_runs/{self.id}")
+        return record
+
+    @property
+    def log(self) -> str:
+        query = {"logs": {"flow_run_id": {"any_": [self.id]}}}
+        return "\n".join(entry["message"] for entry in self._api("POST", "logs/filter", json=query))
+
+    def artifact(self, key: str) -> Any:
+        """What the run's page shows under that key."""
+        query = {"artifacts": {"flow_run_id": {"any_": [self.id]}, "key": {"any_": [key]}}}
+        (artifact,) = self._api("POST", "artifacts/filter", json=query)
+        return artifact["data"]
+
+    def reaches(self, state: str) -> None:
+        wait_until(lambda: self.record["state_type"] == state, SECONDS_TO_RUN)
+
+    def ends(self, state: str) -> None:
+        """Waits until it is over; it must have ended in that state."""
+        wait_until(lambda: self.record["state_type"] in ENDS, SECONDS_TO_RUN)
+        assert self.record["state_type"] == state, f"{self.log}\n{self.worker.log.read_text()[-5000:]}"
+
+    def _api(self, method: str, path: str, **body: Any) -> Any:
+        return httpx.request(method, f"{self.api}/{path}", timeout=60, **body).raise_for_status().json()
 
 
 def mlflow_server(directory: Path, environment: Mapping[str, str], port: int, store: str, artifacts: str) -> Server:
@@ -141,9 +206,9 @@ class Storage:
         return boto3.client(
             "s3",
             endpoint_url=self.url,
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",
-            region_name="us-east-1",
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            region_name=self.environment["AWS_DEFAULT_REGION"],
         )
 
     def refuse(self, yes: bool) -> None:
@@ -193,7 +258,5 @@ def running_stack(directory: Path) -> Iterator[Stack]:
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
             "PREFECT_API_URL": f"http://127.0.0.1:{prefect_port}/api",
         }
-        deployed = f"{environment['PREFECT_API_URL']}/deployments/name/retrain/local"
-        worker = Server(directory / "worker.log", "make", "worker", environment=environment, ready=answers(deployed))
-        running.enter_context(worker)
+        worker = running.enter_context(process_worker(directory, environment))
         yield Stack(environment, state, postgres, storage, mlflow, prefect, worker)

@@ -7,7 +7,6 @@ memory grew by more than 5 % behind the first minute.
 """
 
 import asyncio
-import io
 import statistics
 import subprocess
 import sys
@@ -19,11 +18,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
-from PIL import Image
 
+from serving.images import decode
 from serving.process import running
 from serving.settings import Settings
 from tests.conftest import free_port
+from tests.serving.conftest import png
 from training.export import onnx_classify
 
 CLIENTS = 64
@@ -79,15 +79,9 @@ async def watch(process: subprocess.Popen[bytes], seconds: float) -> list[int]:
 
 
 def main(model: str, minutes: float) -> int:
-    random = np.random.default_rng(0)
-    images = [random.integers(0, 256, (32 + 8 * (index % 3), 32, 3), np.uint8) for index in range(PICTURES)]
-    files = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        files.append(buffer.getvalue())
+    files = [png(32 + 8 * (index % 3), 32, seed=index) for index in range(PICTURES)]
     classify = onnx_classify(Path(model))
-    expected = np.concatenate([classify(image[None]) for image in images])
+    expected = np.concatenate([classify(decode(file, Settings().max_pixels)[None]) for file in files])
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"

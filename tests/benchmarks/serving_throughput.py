@@ -9,7 +9,6 @@ environment of its own, which is installed under STATE_DIR/benchmarks the first 
 
 import asyncio
 import base64
-import io
 import json
 import os
 import signal
@@ -29,11 +28,12 @@ import mlflow
 import numpy as np
 import onnx
 import onnxruntime
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from serving.images import decode
 from tests.conftest import ROOT, free_port, wait_until
+from tests.serving.conftest import png
 from training.config import compose_config
 from training.export import SIGNATURE, export_onnx
 from training.models import build_model
@@ -164,12 +164,9 @@ async def load(url: str, body: bytes, content_type: str, concurrency: int, secon
 
 
 def main(seconds: float) -> None:
-    random = np.random.default_rng(0)
-    image = random.integers(0, 256, (32, 32, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    png = buffer.getvalue()
-    upload = {"files": {"image": ("picture.png", png, "image/png")}}
+    picture = png()
+    image = decode(picture, 32 * 32)
+    upload = {"files": {"image": ("picture.png", picture, "image/png")}}
     with tempfile.TemporaryDirectory() as directory:
         path = write_model(Path(directory))
         servers = [
@@ -183,7 +180,7 @@ def main(seconds: float) -> None:
             Server(
                 "LitServe",
                 [str(RIVALS / "lit_server.py"), "{port}"],
-                *("/predict", "/health", {"json": {"image": base64.b64encode(png).decode()}}),
+                *("/predict", "/health", {"json": {"image": base64.b64encode(picture).decode()}}),
                 [*RUNTIME, "litserve==0.2.19", "pillow"],
             ),
             Server(

@@ -1,7 +1,6 @@
 """The images as a user builds and starts them."""
 
 import ast
-import io
 import json
 import re
 import subprocess
@@ -9,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.conftest import ROOT, Trained, free_port, wait_until
 from tests.containers.conftest import Images, podman
+from tests.serving.conftest import png
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 # As strict as Docker is: podman by itself keeps /tmp and others writable.
@@ -83,16 +81,10 @@ def answering(images: Images, trained: Trained) -> Iterator[tuple[str, str]]:
         podman("rm", "--force", "--volumes", container)
 
 
-def a_picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_the_service_answers_from_a_read_only_container(answering: tuple[str, str], trained: Trained) -> None:
     container, url = answering
     wait_until(lambda: httpx.get(f"{url}/readyz").is_success)
-    answer = httpx.post(f"{url}/classify", files={"image": a_picture()}).raise_for_status().json()
+    answer = httpx.post(f"{url}/classify", files={"image": png(40, 30)}).raise_for_status().json()
     assert answer["model"]["run_id"] == trained.run_id
     assert answer["label"] in answer["probabilities"]
     podman("healthcheck", "run", container)

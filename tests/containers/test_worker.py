@@ -1,7 +1,6 @@
 """Retraining in containers: Prefect's worker on the engine's socket, an MLflow server, and the service beside them."""
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,29 +10,23 @@ import httpx
 import mlflow
 import pytest
 
-from tests.conftest import ROOT, TINY, free_port, wait_until
+from tests.conftest import ROOT, TINY_PARAMETERS, free_port, wait_until
 from tests.containers.conftest import STORE, Images, podman
-from tests.containers.test_images import READ_ONLY, a_picture
-from tests.servers import Server, mlflow_server, prefect_server, shell_environment
+from tests.containers.test_images import READ_ONLY
+from tests.servers import SECONDS_TO_RUN, FlowRun, Server, mlflow_server, prefect_server, shell_environment
+from tests.serving.conftest import png
 from training.registry import REGISTERED_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-SECONDS_TO_RUN = 900
-PARAMETERS = {
-    "models": ["efficientnet_lite0"],
-    "experiment": "quick",
-    "data": "digits",
-    "overrides": [override for override in TINY if not override.startswith(("data=", "experiment="))],
-}
 
 
 class Stack(NamedTuple):
-    """The environment of a shell on this machine, its servers, and the worker's log."""
+    """The environment of a shell on this machine, its servers, and the worker."""
 
     environment: dict[str, str]
     prefect: httpx.Client
     mlflow: str
-    worker: Path
+    worker: Server
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +57,7 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         worker = Server(directory / "worker.log", *command, environment=environment)
         running.enter_context(worker)
         client = running.enter_context(httpx.Client(base_url=api, timeout=60))
-        yield Stack(environment, client, tracking, worker.log)
+        yield Stack(environment, client, tracking, worker)
     podman("rm", "--all", "--force", "--volumes")
     podman("volume", "rm", "--force", "cifar10-classifier-state")
 
@@ -80,33 +73,26 @@ def flow_runs(stack: Stack, deployment: str) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def ended(stack: Stack, deployment: str) -> tuple[dict[str, Any], str]:
-    """Waits until a run of a deployment has come to an end; returns it and its log."""
+def first_at_work(stack: Stack, deployment: str) -> str:
+    """Waits until a run of a deployment is at work; returns its id."""
 
-    def over() -> list[dict[str, Any]]:
+    def at_work() -> list[dict[str, Any]]:
         runs = flow_runs(stack, deployment)
-        return [run for state in ("COMPLETED", "FAILED", "CRASHED") for run in runs.get(state, [])]
+        return [run for state in ("RUNNING", "COMPLETED", "FAILED", "CRASHED") for run in runs.get(state, [])]
 
-    wait_until(lambda: bool(over()), SECONDS_TO_RUN)
-    run = over()[0]
-    query = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
-    entries = stack.prefect.post("/logs/filter", json=query).raise_for_status().json()
-    return run, "\n".join(entry["message"] for entry in entries)
+    wait_until(lambda: bool(at_work()), SECONDS_TO_RUN)
+    run_id: str = at_work()[0]["id"]
+    return run_id
 
 
-def ask(stack: Stack, deployment: str, parameters: Mapping[str, Any]) -> None:
-    words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
-    command = ["prefect", "deployment", "run", deployment, *words]
-    asked = subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True)
-    assert asked.returncode == 0, asked.stdout + asked.stderr
+def ask(stack: Stack, deployment: str, parameters: Mapping[str, Any]) -> FlowRun:
+    return FlowRun.asked_for(stack.environment, stack.worker, deployment, parameters)
 
 
 @pytest.fixture(scope="module")
 def champion(stack: Stack) -> Any:
     """The version that a retraining which a user asked for has made the champion."""
-    ask(stack, "retrain/container", PARAMETERS)
-    run, log = ended(stack, "retrain/container")
-    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
+    ask(stack, "retrain/container", TINY_PARAMETERS).ends("COMPLETED")
     return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(REGISTERED_MODEL, "champion")
 
 
@@ -128,7 +114,7 @@ def test_the_serving_image_answers_with_the_new_champion(champion: Any, images: 
     )
     try:
         wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz").is_success)
-        answer = httpx.post(f"http://127.0.0.1:{port}/classify", files={"image": a_picture()}).raise_for_status().json()
+        answer = httpx.post(f"http://127.0.0.1:{port}/classify", files={"image": png(40, 30)}).raise_for_status().json()
         assert answer["model"]["version"] == str(champion.version)
         assert answer["model"]["run_id"] == champion.run_id
     finally:
@@ -142,9 +128,7 @@ def test_pictures_in_the_runs_volume_are_scored_in_a_container(
     volumes = f"--volume={image_folder}:/pictures:ro", "--volume=cifar10-classifier-state:/state"
     podman("run", "--rm", *volumes, images.train, "cp", "--recursive", "/pictures", "/state/pictures")
     scored = {"source": "/state/pictures", "target": "/state/predictions.parquet"}
-    ask(stack, "batch-predict/container", scored)
-    run, log = ended(stack, "batch-predict/container")
-    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
+    ask(stack, "batch-predict/container", scored).ends("COMPLETED")
     podman("run", "--rm", *volumes, images.train, "test", "-s", "/state/predictions.parquet")
     nightly = stack.prefect.get("/deployments/name/batch-predict/nightly").json()
     assert nightly["parameters"] == scored
@@ -152,11 +136,10 @@ def test_pictures_in_the_runs_volume_are_scored_in_a_container(
 
 
 def test_a_rollback_with_nothing_to_go_back_to_says_so(champion: Any, stack: Stack) -> None:
-    ask(stack, "rollback/container", {})
-    run, log = ended(stack, "rollback/container")
-    assert run["state_type"] == "FAILED"
-    assert "is the first: there is none to go back to" in log
-    assert "Traceback" not in log
+    run = ask(stack, "rollback/container", {})
+    run.ends("FAILED")
+    assert "is the first: there is none to go back to" in run.log
+    assert "Traceback" not in run.log
 
 
 def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack) -> None:
@@ -164,14 +147,14 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
     (weekly,) = deployment["schedules"]
     assert (weekly["schedule"]["cron"], weekly["active"]) == ("0 3 * * 1", True)
     # Far more often than a run takes.
-    often = {"schedule": {"interval": 10}, "active": True, "parameters": PARAMETERS}
+    often = {"schedule": {"interval": 10}, "active": True, "parameters": TINY_PARAMETERS}
     url = f"/deployments/{deployment['id']}/schedules"
     (schedule,) = stack.prefect.post(url, json=[often]).raise_for_status().json()
-    run, log = ended(stack, "retrain/weekly")
+    run = FlowRun(stack.environment["PREFECT_API_URL"], first_at_work(stack, "retrain/weekly"), stack.worker)
+    run.ends("COMPLETED")
     cancelled = flow_runs(stack, "retrain/weekly").get("CANCELLED", [])
     stack.prefect.delete(f"{url}/{schedule['id']}").raise_for_status()
-    assert run["state_type"] == "COMPLETED", f"{log}\n{stack.worker.read_text()[-5000:]}"
-    assert run["auto_scheduled"]
+    assert run.record["auto_scheduled"]
     assert cancelled, "what was due while the run was at work is left out"
     versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{REGISTERED_MODEL}'")
     assert len(versions) == 2

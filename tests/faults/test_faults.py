@@ -13,13 +13,11 @@ import httpx
 import mlflow
 import pytest
 
-from tests.conftest import ROOT, TINY, wait_until
-from tests.servers import Stack, running_stack
+from tests.conftest import TINY, TINY_OVERRIDES, TINY_PARAMETERS, wait_until
+from tests.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
 from training.registry import REGISTERED_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-SECONDS_TO_RUN = 600
-OVERRIDES = [override for override in TINY if not override.startswith(("data=", "experiment=", "trainer.epochs="))]
 
 
 @pytest.fixture(scope="module")
@@ -38,62 +36,26 @@ def hurry_automation(stack: Stack) -> None:
     httpx.put(f"{url}/{automation['id']}", json={key: automation[key] for key in known}).raise_for_status()
 
 
-class FlowRun:
-    """A retraining that a user asks of the worker; every one has a seed, and so checkpoints, of its own."""
+def ask(stack: Stack, seed: int, epochs: int = 6) -> FlowRun:
+    """A retraining that a user asks for; a seed has checkpoints of its own."""
+    overrides = [*TINY_OVERRIDES, f"trainer.epochs={epochs}", f"seed={seed}"]
+    parameters = {**TINY_PARAMETERS, "overrides": overrides}
+    return FlowRun.asked_for(stack.environment, stack.worker, "retrain/local", parameters)
 
-    def __init__(self, stack: Stack, seed: int, epochs: int = 6) -> None:
-        self.stack = stack
-        self.runs_before = set(self._ids())
-        overrides = [*OVERRIDES, f"trainer.epochs={epochs}", f"seed={seed}"]
-        parameters = {"data": "digits", "experiment": "quick", "overrides": overrides}
-        words = [word for name, value in parameters.items() for word in ("--param", f"{name}={json.dumps(value)}")]
-        command = ["prefect", "deployment", "run", "retrain/local", *words]
-        asked = subprocess.run(command, cwd=ROOT, env=stack.environment, capture_output=True, text=True)
-        assert asked.returncode == 0, asked.stdout + asked.stderr
-        (self.id,) = set(self._ids()) - self.runs_before
 
-    def _api(self, method: str, path: str, **body: Any) -> Any:
-        url = f"{self.stack.environment['PREFECT_API_URL']}/{path}"
-        return httpx.request(method, url, timeout=60, **body).raise_for_status().json()
-
-    def _ids(self) -> list[str]:
-        return [run["id"] for run in self._api("POST", "flow_runs/filter", json={})]
-
-    @property
-    def state(self) -> str:
-        state: str = self._api("GET", f"flow_runs/{self.id}")["state_type"]
-        return state
-
-    @property
-    def log(self) -> str:
-        query = {"logs": {"flow_run_id": {"any_": [self.id]}}}
-        return "\n".join(entry["message"] for entry in self._api("POST", "logs/filter", json=query))
-
-    def trains(self) -> None:
-        """Waits until it is in the middle of training."""
-        wait_until(lambda: bool(list(self.stack.state.glob("runs/*/epoch-0001"))), SECONDS_TO_RUN)
-
-    def artifact(self, key: str) -> Any:
-        """What the run's page shows under that key."""
-        query = {"artifacts": {"flow_run_id": {"any_": [self.id]}, "key": {"any_": [key]}}}
-        (artifact,) = self._api("POST", "artifacts/filter", json=query)
-        return artifact["data"]
-
-    def ends(self, state: str) -> None:
-        def over() -> bool:
-            return self.state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-        wait_until(over, SECONDS_TO_RUN)
-        assert self.state == state, self.log
+def in_mid_training(stack: Stack, seed: int) -> FlowRun:
+    run = ask(stack, seed)
+    wait_until(lambda: bool(list(stack.state.glob("runs/*/epoch-0001"))), SECONDS_TO_RUN)
+    return run
 
 
 def versions(stack: Stack) -> list[Any]:
     """The registered versions, each of which is whole: a decision, and a model that can be fetched."""
-    client = mlflow.MlflowClient(stack.environment["MLFLOW_TRACKING_URI"])
+    mlflow.set_tracking_uri(stack.environment["MLFLOW_TRACKING_URI"])
+    client = mlflow.MlflowClient()
     found = list(client.search_model_versions(f"name = '{REGISTERED_MODEL}'"))
     for version in found:
         assert version.tags["decision"]
-        mlflow.set_tracking_uri(stack.environment["MLFLOW_TRACKING_URI"])
         folder = mlflow.artifacts.download_artifacts(f"models:/{REGISTERED_MODEL}/{version.version}")
         assert list(Path(folder).glob("*.onnx")), "the artifact store has the model"
     return found
@@ -110,7 +72,7 @@ def one_more_version(stack: Stack) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_more_version")
 def test_everything_is_kept_in_postgres_and_s3(stack: Stack) -> None:
-    run = FlowRun(stack, seed=1, epochs=2)
+    run = ask(stack, seed=1, epochs=2)
     run.ends("COMPLETED")
     (version,) = versions(stack)
     (candidate,) = json.loads(run.artifact("candidates"))
@@ -127,50 +89,52 @@ def test_everything_is_kept_in_postgres_and_s3(stack: Stack) -> None:
 
 @pytest.mark.usefixtures("one_more_version")
 def test_a_killed_worker_s_run_is_gone_on_with_by_the_next(stack: Stack) -> None:
-    killed = FlowRun(stack, seed=2)
-    killed.trains()
+    killed = in_mid_training(stack, seed=2)
     stack.worker.kill()
     stack.worker.start()
-    again = FlowRun(stack, seed=2)
+    again = ask(stack, seed=2)
     again.ends("COMPLETED")
     assert "going on from the checkpoint of epoch" in again.log
-    wait_until(lambda: killed.state == "CRASHED", SECONDS_TO_RUN)
+    killed.reaches("CRASHED")
 
 
-@pytest.mark.usefixtures("one_more_version")
-def test_prefect_s_server_is_started_again(stack: Stack) -> None:
-    run = FlowRun(stack, seed=3)
-    run.trains()
+def prefect_is_started_again(stack: Stack) -> None:
     stack.prefect.kill()
     stack.prefect.start()
-    run.ends("COMPLETED")
 
 
-@pytest.mark.usefixtures("one_more_version")
-def test_mlflow_is_down_for_a_minute(stack: Stack) -> None:
-    run = FlowRun(stack, seed=4)
-    run.trains()
+def mlflow_is_down_for_a_minute(stack: Stack) -> None:
     stack.mlflow.kill()
     time.sleep(60)  # what is tested
     stack.mlflow.start()
-    run.ends("COMPLETED")
 
 
-@pytest.mark.usefixtures("one_more_version")
-def test_postgres_is_started_again(stack: Stack) -> None:
-    run = FlowRun(stack, seed=5)
-    run.trains()
+def postgres_is_started_again(stack: Stack) -> None:
     stack.postgres.control("restart")
-    run.ends("COMPLETED")
 
 
-@pytest.mark.usefixtures("one_more_version")
-def test_the_artifact_store_refuses_for_a_while(stack: Stack) -> None:
-    run = FlowRun(stack, seed=6)
-    run.trains()
+def storage_refuses_for_a_while(stack: Stack) -> None:
     stack.storage.refuse(True)
     wait_until(lambda: '" 403 ' in stack.storage.server.log.read_text(), SECONDS_TO_RUN)
     stack.storage.refuse(False)
+
+
+@pytest.mark.usefixtures("one_more_version")
+@pytest.mark.parametrize(
+    ("seed", "happens"),
+    enumerate(
+        [
+            prefect_is_started_again,
+            mlflow_is_down_for_a_minute,
+            postgres_is_started_again,
+            storage_refuses_for_a_while,
+        ],
+        start=3,
+    ),
+)
+def test_a_retraining_outlives_what_happens(stack: Stack, seed: int, happens: Callable[[Stack], None]) -> None:
+    run = in_mid_training(stack, seed)
+    happens(stack)
     run.ends("COMPLETED")
 
 

@@ -1,27 +1,23 @@
 """The flow against a real Prefect API, with its records looked up afterwards."""
 
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from pyarrow import parquet
 
 from flows.retrain import data_overrides, retrain
-from tests.conftest import ROOT, TINY, assert_user_error, free_port, state_in, wait_until
+from tests.conftest import ROOT, TINY_OVERRIDES, assert_user_error, free_port, state_in
+from tests.servers import prefect_server, process_worker, shell_environment
 from training import registry
 from training.config import compose_config
 from training.errors import UserError
 
 pytestmark = pytest.mark.slow
-OVERRIDES = [override for override in TINY if not override.startswith(("data=", "experiment="))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +31,7 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
     version = retrain(
         models=["efficientnet_lite0", "timm"],
         data="digits",
-        overrides=[*OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
+        overrides=[*TINY_OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
     )
     client = registry.tracking.connect()
     registered = client.get_model_version(registry.REGISTERED_MODEL, version)
@@ -84,21 +80,9 @@ def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
 def server(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Prefect server of its own; yields the environment that points at it."""
     port = free_port()
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with open(tmp_path / "server.log", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: httpx.get(f"{environment['PREFECT_API_URL']}/health").is_success)
+    environment = {**shell_environment(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    with prefect_server(tmp_path, environment, port):
         yield environment
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_the_deployments_run_on_a_process_worker(server: dict[str, str], tmp_path: Path, image_folder: Path) -> None:
@@ -107,13 +91,8 @@ def test_the_deployments_run_on_a_process_worker(server: dict[str, str], tmp_pat
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
-    with open(tmp_path / "worker.log", "w") as log:
-        worker = subprocess.Popen(
-            ["make", "worker"], cwd=ROOT, env=server, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_until(lambda: httpx.get(f"{server['PREFECT_API_URL']}/deployments/name/retrain/local").is_success)
-        overrides = str(OVERRIDES).replace("'", '"')
+    with process_worker(tmp_path, server) as worker:
+        overrides = str(TINY_OVERRIDES).replace("'", '"')
         parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
         output = run(
             "prefect",
@@ -123,16 +102,12 @@ def test_the_deployments_run_on_a_process_worker(server: dict[str, str], tmp_pat
             *(word for p in parameters for word in ("-p", p)),
             "--watch",
         )
-        assert "Completed" in output, output + (tmp_path / "worker.log").read_text()
-        logs = (tmp_path / "worker.log").read_text()
+        assert "Completed" in output, output + worker.log.read_text()
+        logs = worker.log.read_text()
         assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
 
         target = tmp_path / "out.parquet"
         paths = ["-p", f"source={image_folder}", "-p", f"target={target}"]
         output = run("prefect", "deployment", "run", "batch-predict/local", *paths, "--watch")
-        assert "Completed" in output, output + (tmp_path / "worker.log").read_text()
+        assert "Completed" in output, output + worker.log.read_text()
         assert parquet.read_metadata(target).num_rows == 24
-    finally:
-        # The run is over; a worker that is asked politely sometimes waits for itself.
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
