@@ -51,12 +51,14 @@ def in_mid_training(stack: Stack, seed: int) -> FlowRun:
 
 def versions(stack: Stack) -> list[Any]:
     """The registered versions, each of which is whole: a decision, and a model that can be fetched."""
-    mlflow.set_tracking_uri(stack.environment["MLFLOW_TRACKING_URI"])
-    client = mlflow.MlflowClient()
+    # Not set_tracking_uri: it also sets this process's environment, which the tests after these inherit.
+    server = stack.environment["MLFLOW_TRACKING_URI"]
+    client = mlflow.MlflowClient(server)
     found = list(client.search_model_versions(f"name = '{REGISTERED_MODEL}'"))
     for version in found:
         assert version.tags["decision"]
-        folder = mlflow.artifacts.download_artifacts(f"models:/{REGISTERED_MODEL}/{version.version}")
+        model = f"models:/{REGISTERED_MODEL}/{version.version}"
+        folder = mlflow.artifacts.download_artifacts(model, tracking_uri=server, registry_uri=server)
         assert list(Path(folder).glob("*.onnx")), "the artifact store has the model"
     return found
 
