@@ -26,16 +26,6 @@ def decode(content: bytes, max_pixels: int) -> np.ndarray:
         return np.asarray(_eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
 
 
-def count_pixels(content: bytes, max_pixels: int) -> int:
-    """Reads the size of a picture from its header, so that it is known before any memory is spent on it.
-
-    Raises:
-        Refusal: as `decode`.
-    """
-    with _opened(content, max_pixels) as image:
-        return image.width * image.height
-
-
 def _eight_bits(image: Image.Image) -> Image.Image:
     """A grey picture of 16 bits keeps its upper 8, as Pillow does with colours; its own convert() clips instead."""
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode == "I;16" else image

@@ -41,7 +41,7 @@ class Predictor:
         try:
             available = [name for name in providers if name in onnxruntime.get_available_providers()]
             self._session = _session(path, available)
-            # A core for each part of a batch: threads that share the work on one picture wait for one another.
+            # A core for each batch, or part of one: threads that share the work on one picture wait for one another.
             self._on_one_core = (
                 _session(path, available, threads=1) if available[0] == "CPUExecutionProvider" and CORES > 1 else None
             )
@@ -55,8 +55,14 @@ class Predictor:
         self.version = version
         self.loaded_at = datetime.now(UTC)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
+    def predict(self, images: np.ndarray, alone: bool = True) -> np.ndarray:
+        """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes).
+
+        Args:
+            alone: nothing else runs meanwhile, so that the pictures get all cores, and not one.
+        """
+        if self._on_one_core and not alone:
+            return _run(self._on_one_core, images)
         if self._on_one_core and len(images) >= CORES:
             parts = np.array_split(images, CORES)
             return np.concatenate(list(_pool.map(partial(_run, self._on_one_core), parts)))

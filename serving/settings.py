@@ -20,10 +20,10 @@ class Settings(BaseSettings):
     public_paths: what needs no token, comma-separated; the page at /ui never needs one, what it asks for does.
     cors_origins: the web origins whose pages may ask, comma-separated.
     max_body_bytes: larger requests are refused with 413.
-    max_pixels: pictures of more pixels are refused with 413, before they are decoded; a batch decodes no more at once.
+    max_pixels: pictures of more pixels are refused with 413, before they are decoded.
     max_pictures: requests with more pictures are refused with 413.
     max_queue: pictures that may wait or run; while they do, further ones are refused with 429.
-    max_batch: pictures in one run of the model.
+    max_batch: pictures in one run of the model; on a CPU more are no faster, a GPU has use for 32 and more.
     max_seconds: a request that is not answered by then gets 503.
     """
 
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     max_pixels: PositiveInt = 50_000_000
     max_pictures: PositiveInt = 64
     max_queue: PositiveInt = 128
-    max_batch: PositiveInt = 32
+    max_batch: PositiveInt = 8
     max_seconds: PositiveFloat = 10
 
     @field_validator("providers", "tokens", "public_paths", "cors_origins", mode="before")

@@ -2,9 +2,10 @@
 
 python -m tests.benchmarks.serving_throughput [SECONDS]
 
-Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers, all
-of them running, take turns. The load comes from the same machine, and takes some of its time. Each rival runs in an
-environment of its own, which is installed under STATE_DIR/benchmarks the first time.
+Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers take
+turns, and all but one are stopped meanwhile, for LitServe takes a sixth of a core while nobody asks it. The load comes
+from the same machine, and takes some of its time. Each rival runs in an environment of its own, which is installed
+under STATE_DIR/benchmarks the first time.
 """
 
 import asyncio
@@ -41,6 +42,8 @@ from training.models import build_model
 RIVALS = Path(__file__).with_name("rivals")
 CONCURRENCY = 32
 TURNS = 5
+# So many clients, so many seconds -> answers a second, and the median latency in milliseconds.
+Load = Callable[[int, float], tuple[float, float]]
 RUNTIME = [f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"]
 
 
@@ -72,13 +75,9 @@ class Server:
             (directory / "installed").touch()
         return str(directory / "bin" / "python")
 
-    def load_on(self, url: str) -> Callable[[int, float], tuple[float, float]]:
-        request = httpx.Request("POST", url, **self.request)
-        content = request.read(), request.headers["content-type"]
-        return lambda concurrency, seconds: asyncio.run(load(url, *content, concurrency, seconds))
-
     @contextmanager
-    def running(self) -> Iterator[str]:
+    def running(self) -> Iterator[Load]:
+        """What puts load on the server, which is stopped between the turns."""
         port = str(free_port())
         python = self.python()
         command = [python, *(word.format(port=port) for word in self.command)]
@@ -91,8 +90,20 @@ class Server:
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_until(lambda: httpx.get(url + self.health).is_success)
-                yield url + self.path
+                request = httpx.Request("POST", url + self.path, **self.request)
+                content = request.read(), request.headers["content-type"]
+
+                def turn(concurrency: int, seconds: float) -> tuple[float, float]:
+                    os.killpg(process.pid, signal.SIGCONT)
+                    try:
+                        return asyncio.run(load(str(request.url), *content, concurrency, seconds))
+                    finally:
+                        os.killpg(process.pid, signal.SIGSTOP)
+
+                os.killpg(process.pid, signal.SIGSTOP)
+                yield turn
             finally:
+                os.killpg(process.pid, signal.SIGCONT)
                 process.terminate()
                 process.wait()
                 with suppress(ProcessLookupError):
@@ -192,10 +203,10 @@ def main(seconds: float) -> None:
         ]
         raw = Raw(path, image)
         with ExitStack() as running:
-            ways = {"raw ONNX Runtime": raw.load}
+            ways: dict[str, Load] = {"raw ONNX Runtime": raw.load}
             for server in servers:
                 server.environment |= {"MODEL": str(path), "SERVING_MODEL": str(path)}
-                ways[server.name] = server.load_on(running.enter_context(server.running()))
+                ways[server.name] = running.enter_context(server.running())
             # In turns, as a machine is not as fast in one minute as in the next.
             turns = [
                 [(way(CONCURRENCY, seconds / TURNS)[0], way(1, seconds / TURNS)[1]) for way in ways.values()]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from serving.errors import Refusal
-from serving.images import count_pixels, decode
+from serving.images import decode
 from training import data
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
@@ -23,7 +23,6 @@ def test_every_format_becomes_what_training_sees(form: str) -> None:
     pixels = decode(content, 10_000)
     assert pixels.shape == (20, 30, 3)
     assert pixels.dtype == np.uint8
-    assert count_pixels(content, 10_000) == 600
     np.testing.assert_array_equal(pixels, data.decode(content))
 
 
