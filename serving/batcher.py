@@ -22,7 +22,7 @@ RUNS = CORES + 1
 class _Job:
     content: bytes
     predictor: Predictor
-    answer: asyncio.Future[np.ndarray]
+    answer: asyncio.Future[np.ndarray | Refusal]
 
 
 class Batcher:
