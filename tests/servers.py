@@ -128,6 +128,10 @@ class FlowRun:
         (artifact,) = self._api("POST", "artifacts/filter", json=query)
         return artifact["data"]
 
+    def says(self, message: str) -> None:
+        """Waits until its log holds the message: Prefect sends the log's lines some time after their run's state."""
+        wait_until(lambda: message in self.log)
+
     def reaches(self, state: str) -> None:
         wait_until(lambda: self.record["state_type"] == state, SECONDS_TO_RUN)
 

@@ -138,7 +138,7 @@ def test_pictures_in_the_runs_volume_are_scored_in_a_container(
 def test_a_rollback_with_nothing_to_go_back_to_says_so(champion: Any, stack: Stack) -> None:
     run = ask(stack, "rollback/container", {})
     run.ends("FAILED")
-    assert "is the first: there is none to go back to" in run.log
+    run.says("is the first: there is none to go back to")
     assert "Traceback" not in run.log
 
 
