@@ -6,32 +6,27 @@ import json
 import logging
 import os
 import shutil
-import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
 from serving.errors import Refusal, StartError
-from serving.images import decode
-from serving.predictor import Predictor
+from serving.predictor import RUNS, Predictor
 from serving.sources import Picture, Source
 
 log = logging.getLogger(__name__)
 
 PART_ROWS = 2048  # what a kill can cost
-BATCH = 32  # larger ones are no faster on a CPU
-RUNS = 2  # of the model at a time: one goes on while the other ends
-BATCH_PIXELS = 2**24  # the model's resize works on float32: 200 MB
-WAITING_PIXELS = 2**26  # decoded pictures that wait, twice: behind the threads and for others of their size
-AHEAD = 2 * BATCH
+BATCH = 8  # larger ones leave a core's cache and are slower
+AHEAD = 2 * RUNS  # batches behind the one that is waited for
 
 
 class BatchPrediction:
@@ -86,13 +81,13 @@ class BatchPrediction:
             os.close(self._lock)
             raise StartError(f"target={self.target} is being written by another run; wait for it") from None
         self._done = self._whole_parts()
-        self._models = ThreadPoolExecutor(RUNS, "model")
+        self._threads = ThreadPoolExecutor(RUNS, "model")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._models.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         os.close(self._lock)
 
     @property
@@ -101,17 +96,45 @@ class BatchPrediction:
 
     def run(self) -> Iterator[None]:
         """Does the work; yields once a picture."""
-        pictures = _decoded(self.source.read_from(sum(self._done)), self.max_pixels)
+        answers = self._answers()
         while self.rows_left:
-            part = _Part(self.predictor, self._models)
-            for picture in itertools.islice(pictures, min(PART_ROWS, self.rows_left)):
-                part.add(picture)
+            rows = []
+            for row in itertools.islice(answers, min(PART_ROWS, self.rows_left)):
+                rows.append(row)
                 yield
-            table = part.finish(self.schema)
-            _write_whole(self._part(len(self._done)), partial(parquet.write_table, table))
-            self._done.append(len(table))
+            _write_whole(self._part(len(self._done)), partial(parquet.write_table, self._table(rows)))
+            self._done.append(len(rows))
         _write_whole(self.target, self._merge)
         shutil.rmtree(self.parts)
+
+    def _answers(self) -> Iterator[tuple[str, np.ndarray | Refusal]]:
+        """The rows that are left, in order; the threads are some batches ahead."""
+        pictures = self.source.read_from(sum(self._done))
+        running: deque[Future[list[tuple[str, np.ndarray | Refusal]]]] = deque()
+        while batch := list(itertools.islice(pictures, BATCH)):
+            running.append(self._threads.submit(_classify, self.predictor, batch, self.max_pixels))
+            if len(running) > AHEAD:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+
+    def _table(self, rows: Sequence[tuple[str, np.ndarray | Refusal]]) -> pa.Table:
+        names, answers = zip(*rows, strict=True)
+        errors = [answer.message if isinstance(answer, Refusal) else None for answer in answers]
+        failed = np.array([error is not None for error in errors])
+        nothing = np.zeros(len(self.predictor.classes), np.float32)
+        probabilities = np.stack([nothing if isinstance(answer, Refusal) else answer for answer in answers])
+        labels = np.array(self.predictor.classes, object)[probabilities.argmax(axis=1)]
+        return pa.Table.from_arrays(
+            [
+                pa.array(names),
+                pa.array(labels, mask=failed),
+                *(pa.array(column, mask=failed) for column in (probabilities.max(axis=1), *probabilities.T)),
+                pa.array([self.predictor.version] * len(rows)),
+                pa.array(errors, pa.string()),
+            ],
+            schema=self.schema,
+        )
 
     def _whole_parts(self) -> list[int]:
         """The rows of every part of an earlier run; none of them if it had other pictures or another model."""
@@ -148,122 +171,28 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     beside.replace(path)
 
 
-class _Decoded(NamedTuple):
-    """A picture's uint8 (H, W, 3) pixels, or why there are none."""
-
-    name: str
-    pixels: np.ndarray | None
-    error: str | None
-
-    @property
-    def size(self) -> int:
-        return 0 if self.pixels is None else self.pixels.shape[0] * self.pixels.shape[1]
-
-
-def _decoded(pictures: Iterator[Picture], max_pixels: int) -> Iterator[_Decoded]:
-    """Reads and decodes ahead in threads, in order."""
-    lock = threading.Lock()
-    waiting_pixels = 0
-
-    def count(pixels: int) -> None:
-        nonlocal waiting_pixels
-        with lock:
-            waiting_pixels += pixels
-
-    with ThreadPoolExecutor() as pool:
-        pending: deque[Future[_Decoded]] = deque()
-
-        def first() -> _Decoded:
-            picture = pending.popleft().result()
-            count(-picture.size)
-            return picture
-
-        for picture in pictures:
-            future = pool.submit(_decode, picture, max_pixels)
-            future.add_done_callback(lambda future: count(future.result().size))
-            pending.append(future)
-            while len(pending) > AHEAD or waiting_pixels > WAITING_PIXELS:
-                yield first()
-        while pending:
-            yield first()
+def _classify(
+    predictor: Predictor, pictures: Sequence[Picture], max_pixels: int
+) -> list[tuple[str, np.ndarray | Refusal]]:
+    """Reads and classifies pictures: the name of each, and its probabilities, or why it has none."""
+    contents = [_read(picture) for picture in pictures]
+    answers = iter(predictor.classify([each for each in contents if isinstance(each, bytes)], max_pixels))
+    rows = []
+    for picture, content in zip(pictures, contents, strict=True):
+        answer = content if isinstance(content, Refusal) else next(answers)
+        if isinstance(answer, Exception) and not isinstance(answer, Refusal):
+            raise answer
+        # What is not UTF-8 in a file's name can't be kept in Parquet as it is.
+        name = picture.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        rows.append((name, answer))
+    return rows
 
 
-def _decode(picture: Picture, max_pixels: int) -> _Decoded:
-    # What is not UTF-8 in a file's name can't be kept in Parquet as it is.
-    name = picture.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+def _read(picture: Picture) -> bytes | Refusal:
     try:
-        return _Decoded(name, decode(picture.read(), max_pixels), None)
-    except Refusal as refusal:
-        return _Decoded(name, None, refusal.message)
+        return picture.read()
     except Exception as error:  # file systems and archives raise many kinds
-        return _Decoded(name, None, f"The picture can't be read: {error}.")
-
-
-class _Part:
-    """The rows of one part. Pictures of the same size wait for each other, to be classified in one batch."""
-
-    def __init__(self, predictor: Predictor, models: Executor) -> None:
-        self._predictor = predictor
-        self._models = models
-        self._running: deque[tuple[list[int], Future[np.ndarray]]] = deque()
-        self._names: list[str] = []
-        self._errors: list[str | None] = []
-        self._probabilities: list[np.ndarray | None] = []
-        self._waiting: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
-        self._waiting_pixels = 0
-
-    def add(self, picture: _Decoded) -> None:
-        row = len(self._names)
-        self._names.append(picture.name)
-        self._errors.append(picture.error)
-        self._probabilities.append(None)
-        if picture.pixels is None:
-            return
-        shape = picture.pixels.shape
-        group = self._waiting[shape]
-        group[row] = picture.pixels
-        self._waiting_pixels += picture.size
-        if len(group) == BATCH or (len(group) + 1) * picture.size > BATCH_PIXELS:
-            self._classify(shape)
-        elif self._waiting_pixels > WAITING_PIXELS:
-            self._classify_all()
-
-    def finish(self, schema: pa.Schema) -> pa.Table:
-        self._classify_all()
-        while self._running:
-            self._take_answers()
-        classes = self._predictor.classes
-        failed = np.array([error is not None for error in self._errors])
-        nothing = np.zeros(len(classes), np.float32)
-        probabilities = np.stack([nothing if answer is None else answer for answer in self._probabilities])
-        labels = np.array(classes, object)[probabilities.argmax(axis=1)]
-        return pa.Table.from_arrays(
-            [
-                pa.array(self._names),
-                pa.array(labels, mask=failed),
-                *(pa.array(column, mask=failed) for column in (probabilities.max(axis=1), *probabilities.T)),
-                pa.array([self._predictor.version] * len(failed)),
-                pa.array(self._errors, pa.string()),
-            ],
-            schema=schema,
-        )
-
-    def _classify_all(self) -> None:
-        for shape in list(self._waiting):
-            self._classify(shape)
-
-    def _classify(self, shape: tuple[int, ...]) -> None:
-        group = self._waiting.pop(shape)
-        self._waiting_pixels -= len(group) * shape[0] * shape[1]
-        images = np.stack(list(group.values()))
-        self._running.append((list(group), self._models.submit(self._predictor.predict, images)))
-        if len(self._running) > RUNS:
-            self._take_answers()
-
-    def _take_answers(self) -> None:
-        rows, answers = self._running.popleft()
-        for row, answer in zip(rows, answers.result(), strict=True):
-            self._probabilities[row] = answer
+        return Refusal(400, "unreadable", f"The picture can't be read: {error}.")
 
 
 def summary(target: Path) -> list[dict[str, Any]]:

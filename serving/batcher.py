@@ -11,11 +11,7 @@ import numpy as np
 
 from serving import metrics
 from serving.errors import Refusal
-from serving.images import decode
-from serving.predictor import CORES, Predictor
-
-# One more than there are cores: while one ends and its requests are answered, the others keep the cores at work.
-RUNS = CORES + 1
+from serving.predictor import RUNS, Predictor
 
 
 @dataclass(eq=False)
@@ -28,8 +24,7 @@ class _Job:
 class Batcher:
     """Runs what is queued as soon as the model is free: no request waits for others to come.
 
-    Several batches are decoded and run at a time, each in a thread of its own. However many pictures wait, those that
-    are decoded have fewer than (RUNS + 1) * `max_pixels` pixels together.
+    Several batches are decoded and run at a time, each in a thread of its own.
 
     Args:
         max_queue: pictures that may wait or run.
@@ -93,9 +88,11 @@ class Batcher:
             await self._filled.wait()
             if batch := self._next_batch():
                 self._runs += 1
-                answers = await loop.run_in_executor(self._pool, self._run, batch, self._runs == 1)
+                contents = [job.content for job in batch]
+                classify = batch[0].predictor.classify
+                answers = await loop.run_in_executor(self._pool, classify, contents, self._max_pixels, self._runs == 1)
                 self._runs -= 1
-                for job, answer in answers:
+                for job, answer in zip(batch, answers, strict=True):
                     if job.answer.done():  # its request ran out of time meanwhile
                         continue
                     if isinstance(answer, Exception) and not isinstance(answer, Refusal):
@@ -106,43 +103,13 @@ class Batcher:
                 self._filled.clear()
 
     def _next_batch(self) -> list[_Job]:
-        """Takes the oldest jobs that somebody still waits for: this worker's share of what is there."""
+        """Takes the oldest jobs that somebody still waits for, for one model: this worker's share of what is there."""
         batch: list[_Job] = []
         share = min(math.ceil(self._admitted / RUNS), self._max_batch)
         while self._queue and len(batch) < share:
+            if batch and self._queue[0].predictor is not batch[0].predictor:
+                break
             job = self._queue.popleft()
             if not job.answer.done():
                 batch.append(job)
         return batch
-
-    def _run(self, batch: list[_Job], alone: bool) -> list[tuple[_Job, np.ndarray | Exception]]:
-        """Decodes a batch and runs the model once for all pictures of one size; in a thread of the pool."""
-        answers: list[tuple[_Job, np.ndarray | Exception]] = []
-        groups: dict[tuple[Predictor, tuple[int, ...]], list[tuple[_Job, np.ndarray]]] = {}
-        held = 0
-        for job in batch:
-            try:
-                picture = decode(job.content, self._max_pixels)
-            except Exception as error:
-                answers.append((job, error))
-                continue
-            groups.setdefault((job.predictor, picture.shape), []).append((job, picture))
-            held += picture.shape[0] * picture.shape[1]
-            if held > self._max_pixels // RUNS:
-                answers += _classify(groups, alone)
-                groups, held = {}, 0
-        return answers + _classify(groups, alone)
-
-
-def _classify(
-    groups: dict[tuple[Predictor, tuple[int, ...]], list[tuple[_Job, np.ndarray]]], alone: bool
-) -> list[tuple[_Job, np.ndarray | Exception]]:
-    answers: list[tuple[_Job, np.ndarray | Exception]] = []
-    for (predictor, _), group in groups.items():
-        jobs, pictures = zip(*group, strict=True)
-        metrics.BATCH_SIZE.observe(len(jobs))
-        try:
-            answers += zip(jobs, predictor.predict(np.stack(pictures), alone), strict=True)
-        except Exception as error:  # out of memory, say: these requests fail, the worker goes on
-            answers += [(job, error) for job in jobs]
-    return answers

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from serving import metrics
 from serving.errors import ModelError
+from serving.images import decode
 
 # What every answer says of the model.
 REQUIRED = ("model_name", "mlflow_run_id", "data_name")
 
 CORES = len(os.sched_getaffinity(0))
+# Of `classify` at a time: one more than there are cores, which work for the others while one ends.
+RUNS = CORES + 1
 _pool = ThreadPoolExecutor(CORES, "core")
 
 
@@ -67,6 +72,46 @@ class Predictor:
             parts = np.array_split(images, CORES)
             return np.concatenate(list(_pool.map(partial(_run, self._on_one_core), parts)))
         return _run(self._session, images)
+
+    def classify(self, contents: Sequence[bytes], max_pixels: int, alone: bool = False) -> list[np.ndarray | Exception]:
+        """Decodes image files and runs the model once for all pictures of one size.
+
+        While it does so RUNS times at once, fewer than (RUNS + 1) * `max_pixels` pixels are held.
+
+        Args:
+            max_pixels: of a picture.
+            alone: as for `predict`.
+
+        Returns:
+            For each in order float32 (classes,), or why it has no answer: a Refusal (400 not a picture or broken, 413
+            too large), or what the model has failed with.
+        """
+        answers: dict[int, np.ndarray | Exception] = {}
+        groups: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+        held = 0
+
+        def run() -> None:
+            for group in groups.values():
+                metrics.BATCH_SIZE.observe(len(group))
+                try:
+                    answers.update(zip(group, self.predict(np.stack(list(group.values())), alone), strict=True))
+                except Exception as error:  # out of memory, say: these have no answer, others may have one
+                    answers.update(dict.fromkeys(group, error))
+            groups.clear()
+
+        for index, content in enumerate(contents):
+            try:
+                picture = decode(content, max_pixels)
+            except Exception as error:
+                answers[index] = error
+                continue
+            groups[picture.shape][index] = picture
+            held += picture.shape[0] * picture.shape[1]
+            if held > max_pixels // RUNS:
+                run()
+                held = 0
+        run()
+        return [answers[index] for index in range(len(contents))]
 
     def _self_test(self) -> None:
         """Classifies generated pictures, which also warms the sessions up."""
