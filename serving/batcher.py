@@ -89,8 +89,9 @@ class Batcher:
             if batch := self._next_batch():
                 self._runs += 1
                 contents = [job.content for job in batch]
+                alone = self._runs == 1 and not self._queue
                 classify = batch[0].predictor.classify
-                answers = await loop.run_in_executor(self._pool, classify, contents, self._max_pixels, self._runs == 1)
+                answers = await loop.run_in_executor(self._pool, classify, contents, self._max_pixels, alone)
                 self._runs -= 1
                 for job, answer in zip(batch, answers, strict=True):
                     if job.answer.done():  # its request ran out of time meanwhile

@@ -4,9 +4,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ REQUIRED = ("model_name", "mlflow_run_id", "data_name")
 CORES = len(os.sched_getaffinity(0))
 # Of `classify` at a time: one more than there are cores, which work for the others while one ends.
 RUNS = CORES + 1
-_pool = ThreadPoolExecutor(CORES, "core")
 
 
 class Predictor:
@@ -46,10 +43,9 @@ class Predictor:
         try:
             available = [name for name in providers if name in onnxruntime.get_available_providers()]
             self._session = _session(path, available)
-            # A core for each batch, or part of one: threads that share the work on one picture wait for one another.
-            self._on_one_core = (
-                _session(path, available, threads=1) if available[0] == "CPUExecutionProvider" and CORES > 1 else None
-            )
+            # A core for each batch: threads that share the work on one picture wait for one another.
+            one_core = available[0] == "CPUExecutionProvider" and CORES > 1
+            self._on_one_core = _session(path, available, threads=1) if one_core else self._session
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(self.metadata["classes"])
             self.name, self.run_id, self.data = (self.metadata[key] for key in REQUIRED)
@@ -64,14 +60,9 @@ class Predictor:
         """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes).
 
         Args:
-            alone: nothing else runs meanwhile, so that the pictures get all cores, and not one.
+            alone: nothing else runs meanwhile, so that a CPU's cores share the work.
         """
-        if self._on_one_core and not alone:
-            return _run(self._on_one_core, images)
-        if self._on_one_core and len(images) >= CORES:
-            parts = np.array_split(images, CORES)
-            return np.concatenate(list(_pool.map(partial(_run, self._on_one_core), parts)))
-        return _run(self._session, images)
+        return _run(self._session if alone else self._on_one_core, images)
 
     def classify(self, contents: Sequence[bytes], max_pixels: int, alone: bool = False) -> list[np.ndarray | Exception]:
         """Decodes image files and runs the model once for all pictures of one size.
@@ -116,7 +107,7 @@ class Predictor:
     def _self_test(self) -> None:
         """Classifies generated pictures, which also warms the sessions up."""
         pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
-        for session in filter(None, (self._session, self._on_one_core)):
+        for session in {self._session, self._on_one_core}:
             probabilities = _run(session, pictures)
             if probabilities.shape != (2, len(self.classes)):
                 raise ValueError(f"probabilities of shape {probabilities.shape} for {len(self.classes)} classes")
