@@ -30,7 +30,7 @@ help:  ## List the targets
 
 .PHONY: demo
 demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or archive of pictures
-	@$(BIN)/python -m flows.demo "$(DATA)"
+	@$(BIN)/python -m flows.demo $(if $(DATA),"data=$(DATA)")
 
 .PHONY: test
 test: .venv/installed  ## Run all tests; CIFAR10_IMAGES=folder or archive adds those on real pictures
@@ -42,13 +42,13 @@ serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000
 
 .PHONY: mlflow
 mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
-	@$(BIN)/python -m serving.port 127.0.0.1 $(MLFLOW_PORT) MLFLOW_PORT
+	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(MLFLOW_PORT) setting=MLFLOW_PORT
 	@echo "MLflow: http://127.0.0.1:$(MLFLOW_PORT)"
 	@$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri $(MLFLOW_TRACKING_URI)
 
 .PHONY: prefect
 prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
-	@$(BIN)/python -m serving.port 127.0.0.1 $(PREFECT_PORT) PREFECT_PORT
+	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(PREFECT_PORT) setting=PREFECT_PORT
 	@echo "Prefect: http://127.0.0.1:$(PREFECT_PORT)"
 	@$(BIN)/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
 

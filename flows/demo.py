@@ -13,21 +13,26 @@ from typing import NoReturn
 from PIL import Image
 from rich.console import Console
 
-from flows.failures import start_errors_in_words
+from flows.arguments import run_command
 from flows.retrain import data_overrides, retrain
+from flows.running_service import running
+from serving.model.errors import UserError
 from serving.port import check_port
-from serving.process import running
-from serving.settings import Settings, load_settings
-from training import sources
-from training.config import compose_config
-from training.data import load_data
-from training.errors import UserError, exit_on_user_error
+from serving.settings import load_settings
+from training.config import compose
+from training.data import sources
+from training.data.split import load_data
 
 console = Console(soft_wrap=True)
 
 
-def demo(data: str, settings: Settings) -> None:
-    """Retrains on `data` (empty: CIFAR-10, or the stand-in where it can't be had) and asks the service."""
+def demo(data: str = "") -> None:
+    """Trains, registers, serves and asks once.
+
+    Args:
+        data: a folder or an archive of pictures, cifar10 or digits; empty: cifar10, or digits where that can't be had.
+    """
+    settings = load_settings()
     if not shutil.which("curl"):
         raise UserError("curl is not installed; the demo asks the service with it")
     check_port(settings.host, settings.port, "PORT")
@@ -36,15 +41,8 @@ def demo(data: str, settings: Settings) -> None:
     picture, label = write_test_picture(data, settings.state_dir / "demo")
     url = f"http://{settings.host}:{settings.port}"
     with running(url, settings.state_dir / "demo" / "service.log", {}):
-        command = [
-            "curl",
-            "--silent",
-            "--show-error",
-            "--fail-with-body",
-            "--form",
-            f"image=@{picture}",
-            f"{url}/classify",
-        ]
+        quietly = ("--silent", "--show-error", "--fail-with-body")
+        command = ["curl", *quietly, "--form", f"image=@{picture}", f"{url}/classify"]
         console.rule("the service answers")
         console.print("$", shlex.join(command), highlight=False, markup=False)
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -61,17 +59,17 @@ def downloaded_or_digits(state_dir: Path) -> str:
     """`cifar10` where it can be downloaded, else `digits`, saying so."""
     try:
         next(sources.cifar10(str(state_dir / "downloads")))
+        return "cifar10"
     except UserError as error:
         reason = str(error).splitlines()[0]
         console.print(f"{reason} Going on with scikit-learn's handwritten digits instead.", style="yellow")
         return "digits"
-    return "cifar10"
 
 
 def write_test_picture(data: str, directory: Path) -> tuple[Path, str]:
     """Writes the first test picture as a PNG file; returns its path and its label."""
-    config = compose_config([*data_overrides(data), "experiment=quick"])
-    pictures = load_data(config.data, config.seed)
+    settings = compose([*data_overrides(data), "experiment=quick"])
+    pictures = load_data(settings.data, settings.seed)
     directory.mkdir(parents=True, exist_ok=True)
     label = pictures.classes[pictures.test.labels[0]]
     path = directory / "picture.png"
@@ -87,5 +85,4 @@ def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with exit_on_user_error(), start_errors_in_words():
-        demo(sys.argv[1] if len(sys.argv) > 1 else "", load_settings())
+    run_command(demo, "python -m flows.demo data=PATH")

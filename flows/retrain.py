@@ -1,49 +1,46 @@
-"""The main job: data -> candidates -> evaluation -> ONNX -> registry -> champion.
+"""The main job: data -> candidates -> evaluation -> ONNX -> registry -> champion."""
 
-python -m flows.retrain '{"models": ["efficientnet_lite0"], "experiment": "quick", "data": "PATH"}'
-"""
-
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from mlflow import MlflowClient
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from pydantic import Field
 
+from flows.arguments import run_command
 from flows.failures import RETRIES
-from training import registry, tracking
-from training.config import compose_config
-from training.data import load_data
-from training.errors import UserError, exit_on_user_error
-from training.export import export_run
-from training.settings import require_valid
+from serving.model.errors import UserError
+from serving.model.registry import REGISTERED_MODEL
+from training import tracking
+from training.config import compose
+from training.data.split import load_data
+from training.release import promotion, registry
+from training.release.candidate import export_run
 from training.train import train
+
+EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quick data=PATH"
 
 
 @task(task_run_name="prepare {data}")
 def prepare_data(overrides: list[str], data: str) -> str:
     """Fills the cache, so that every candidate finds its pictures decoded; returns their fingerprint."""
-    config = compose_config(overrides)
-    return load_data(config.data, config.seed).fingerprint
+    settings = compose(overrides)
+    return load_data(settings.data, settings.seed).fingerprint
 
 
 # Another try goes on from the last checkpoint.
 @task(task_run_name="train {model}", **RETRIES)
 def train_candidate(overrides: list[str], model: str) -> str:
     """Trains and evaluates one model; returns its MLflow run."""
-    return train(compose_config([*overrides, f"model={model}"]))
+    return train(compose([*overrides, f"model={model}"]))
 
 
 @task(task_run_name="choose the best")
 def choose_best(run_ids: list[str]) -> str:
     """The candidate with the best validation accuracy; the test set has no say in it."""
-    client: MlflowClient = tracking.connect()
+    client = tracking.connect()
     runs = [client.get_run(run_id) for run_id in run_ids]
-    accuracies = {run.info.run_id: best_validation_accuracy(client, run.info.run_id) for run in runs}
+    accuracies = {run_id: max(tracking.history(run_id, "validation_accuracy").values()) for run_id in run_ids}
     rows = [
         {
             "model": run.data.tags["model"],
@@ -61,10 +58,6 @@ def choose_best(run_ids: list[str]) -> str:
     return best.info.run_id
 
 
-def best_validation_accuracy(client: MlflowClient, run_id: str) -> float:
-    return max(metric.value for metric in client.get_metric_history(run_id, "validation_accuracy"))
-
-
 @task(task_run_name="export to ONNX", **RETRIES)
 def export(run_id: str) -> str:
     """Exports and checks the model; returns the URI of the logged ONNX model."""
@@ -80,7 +73,7 @@ def register(run_id: str, model_uri: str) -> str:
 @task(task_run_name="compare with the champion", **RETRIES)
 def promote_if_better(version: str) -> bool:
     """Compares the version with the champion, promotes it or not, and says why."""
-    decision = registry.promote_if_better(version)
+    decision = promotion.promote_if_better(version)
     title = "is the champion" if decision.promote else "is not promoted"
     create_markdown_artifact(f"# Version {version} {title}\n\n{decision.reason}", key="decision")
     return decision.promote
@@ -106,12 +99,12 @@ def retrain(
     """
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
-        require_valid(compose_config([*common, f"model={model}"]))  # a mistake is refused before any work is done
+        compose([*common, f"model={model}"])  # a mistake is refused before any work is done
     prepare_data(common, data)
     best = choose_best([train_candidate(common, model) for model in models])
     version = register(best, export(best))
     promote_if_better(version)
-    get_run_logger().info("%s version %s is registered", registry.REGISTERED_MODEL, version)
+    get_run_logger().info("%s version %s is registered", REGISTERED_MODEL, version)
     return version
 
 
@@ -121,23 +114,9 @@ def data_overrides(data: str) -> list[str]:
         return [f"data={data}"]
     path = Path(data).expanduser().resolve()
     if not data or not path.exists():
-        raise UserError(f"data={data!r}: no such path; give a folder or an archive of pictures, cifar10 or digits")
-    root, name = (text.replace("'", r"\'") for text in (str(path), path.stem))
-    return ["data=folder", f"data.root='{root}'", f"data.name='{name}'"]
-
-
-def parameters(text: str) -> dict[str, Any]:
-    """The flow's parameters from JSON, checked before a flow run is made for them."""
-    try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise UserError(f"{text}: give an object with {', '.join(retrain.parameters.properties)}")
-        checked: dict[str, Any] = retrain.validate_parameters(values)
-    except (json.JSONDecodeError, ParameterTypeError, SignatureMismatchError) as error:
-        raise UserError(f"{text}: {' '.join(str(error).split()):.200}") from error
-    return checked
+        raise UserError(f"data={data}: no such path; give a folder or an archive of pictures, cifar10 or digits")
+    return ["data=folder", f"data.root={path}", f"data.name={path.stem}"]
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        retrain(**parameters(sys.argv[1] if len(sys.argv) > 1 else "{}"))
+    run_command(retrain, EXAMPLE)

@@ -1,10 +1,11 @@
-"""The previous champion again, as `python -m training.registry rollback` does it, from Prefect's page or a schedule."""
+"""The previous champion again: python -m flows.rollback"""
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 import flows.failures  # noqa: F401  (a mistake reads as one line)
-from training import registry
+from flows.arguments import run_command
+from training.release import registry
 
 
 @flow(name="rollback")
@@ -16,3 +17,7 @@ def rollback() -> str:
     version = registry.rollback()
     create_markdown_artifact(f"# Version {version} is the champion again", key="rollback")
     return version
+
+
+if __name__ == "__main__":
+    run_command(rollback, "python -m flows.rollback")

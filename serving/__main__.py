@@ -5,24 +5,23 @@ import os
 import sys
 from pathlib import Path
 
-from serving.champion import fetch
-from serving.errors import StartError
+from serving.model.errors import exit_on_user_error
+from serving.model.registry import be_impatient
+from serving.model.store import ModelStore
 from serving.port import check_port
 from serving.settings import load_settings
 
 
 def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
+    with exit_on_user_error():
         settings = load_settings()
         check_port(settings.host, settings.port, "PORT")
-        fetch(settings)
-    except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        be_impatient()
+        ModelStore(settings.model, settings.state_dir, settings.providers).load()
     bentoml = Path(sys.executable).with_name("bentoml")
     address = ["--host", settings.host, "--port", str(settings.port)]
-    os.execv(bentoml, [str(bentoml), "serve", "serving.service:Classifier", *address])
+    os.execv(bentoml, [str(bentoml), "serve", "serving.online.service:Classifier", *address])
 
 
 if __name__ == "__main__":

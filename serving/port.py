@@ -1,26 +1,23 @@
-"""Whether a port can be listened on: python -m serving.port HOST PORT SETTING"""
+"""Whether a port is free: python -m serving.port host=127.0.0.1 port=3000 setting=PORT"""
 
 import socket
 import sys
 
-from serving.errors import StartError
+from serving.model.errors import UserError, exit_on_user_error
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    """Raises StartError where the port can't be had, naming the setting that changes it."""
+    """Raises UserError where the port can't be listened on, naming the setting that changes it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise StartError(
-                f"{host}:{port} can't be listened on ({error}); choose another port: {setting}="
-            ) from error
+            message = f"{host}:{port} can't be listened on ({error}); choose another port: {setting}="
+            raise UserError(message) from error
 
 
 if __name__ == "__main__":
-    try:
-        check_port(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    with exit_on_user_error():
+        check_port(given["host"], int(given["port"]), given["setting"])

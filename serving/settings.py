@@ -7,7 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationErr
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serving.errors import StartError
+from serving.model.errors import UserError
+from serving.model.pictures.decoding import MAX_PIXELS
+from serving.model.registry import CHAMPION_URI
 
 
 class Settings(BaseSettings):
@@ -29,7 +31,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SERVING_")
 
-    model: str = "models:/cifar10-classifier@champion"
+    model: str = CHAMPION_URI
     host: str = "127.0.0.1"
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
@@ -39,7 +41,7 @@ class Settings(BaseSettings):
     public_paths: Annotated[tuple[str, ...], NoDecode] = ("/livez", "/readyz", "/healthz", "/metrics")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_body_bytes: PositiveInt = 32_000_000
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: PositiveInt = MAX_PIXELS
     max_pictures: PositiveInt = 64
     max_queue: PositiveInt = 128
     max_batch: PositiveInt = 8
@@ -61,15 +63,15 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment, but for those that are given.
+    """The settings of the environment, except for those that are given.
 
     Raises:
-        StartError: a value can't be what it is.
+        UserError: a value is not what it must be.
     """
     try:
         return Settings(**given)
     except ValidationError as errors:
-        raise StartError("; ".join(map(_problem, errors.errors()))) from errors
+        raise UserError("; ".join(map(_problem, errors.errors()))) from errors
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -4,4 +4,3 @@ import os
 
 # Albumentations asks the package index for a newer release on import; training must not wait for a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

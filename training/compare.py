@@ -5,15 +5,13 @@ A combination whose run is finished is not trained again, so the matrix goes on 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
 from training import tracking
-from training.config import compose_config, hydra_command
-from training.settings import require_valid
+from training.config import compose, hydra_command
+from training.settings import CompareSettings
 from training.train import finished_run, train
 
 log = logging.getLogger(__name__)
@@ -30,9 +28,8 @@ REFERENCE = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """A row of the table; shares in [0, 1]."""
+class Result(NamedTuple):
+    """A row of the table; accuracy to reference are shares in [0, 1]."""
 
     model: str
     experiment: str
@@ -45,47 +42,38 @@ class Result:
     reference: float | None
 
 
-def main(config: DictConfig) -> None:
+def main(settings: CompareSettings) -> None:
     """Runs what is left of the matrix and writes the table as Markdown and as a picture."""
-    combinations = [(model, experiment) for model in config.models for experiment in config.experiments]
-    configs = {
-        key: compose_config([f"experiment={key[1]}", f"model={key[0]}", *config.overrides]) for key in combinations
+    # All are composed first: a mistake in the last is refused before the first is trained.
+    runs = {
+        (model, experiment): compose([f"experiment={experiment}", f"model={model}", *settings.overrides])
+        for model in settings.models
+        for experiment in settings.experiments
     }
-    for composed in configs.values():
-        require_valid(composed)  # a mistake in the last is refused before the first is trained
     results = []
-    path = Path(config.report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for (model, experiment), composed in configs.items():
-        run_id = finished_run(composed) or train(composed)
-        results.append(result(run_id, model, experiment))
-        path.with_suffix(".md").write_text(markdown(results))
-        figure(results).savefig(path.with_suffix(".png"), dpi=120)
+    settings.report.parent.mkdir(parents=True, exist_ok=True)
+    for (model, experiment), run in runs.items():
+        results.append(result(finished_run(run) or train(run), model, experiment))
+        settings.report.with_suffix(".md").write_text(markdown(results))
+        figure(results).savefig(settings.report.with_suffix(".png"), dpi=120)
     print(markdown(results))
-    log.info("written to %s.md and %s.png", path, path)
+    log.info("written to %s.md and %s.png", settings.report, settings.report)
 
 
 def result(run_id: str, model: str, experiment: str) -> Result:
-    client = tracking.connect()
-    metrics = client.get_run(run_id).data.metrics
-    seconds, speeds = (
-        {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
-        for name in ("train_seconds", "images_per_second")
-    )
-    total = sum(seconds.values())
-    return Result(
-        model=model,
-        experiment=experiment,
-        **{name: metrics[f"test_{name}"] for name in ("accuracy", "precision", "recall", "f1")},
-        minutes=total / 60,
-        images_per_second=sum(speeds[epoch] * seconds[epoch] for epoch in seconds) / total,
-        reference=REFERENCE.get((model, experiment)),
-    )
+    """The row of a finished run."""
+    metrics = tracking.connect().get_run(run_id).data.metrics
+    seconds, speeds = (tracking.history(run_id, name) for name in ("train_seconds", "images_per_second"))
+    pictures = sum(speeds[epoch] * seconds[epoch] for epoch in seconds)
+    # A frozen backbone's features are computed once, before the first epoch.
+    total = sum(seconds.values()) + metrics.get("feature_seconds", 0)
+    accuracy, precision, recall, f1 = (metrics[f"test_{name}"] for name in ("accuracy", "precision", "recall", "f1"))
+    reference = REFERENCE.get((model, experiment))
+    return Result(model, experiment, accuracy, precision, recall, f1, total / 60, pictures / total, reference)
 
 
 def markdown(results: Sequence[Result]) -> str:
-    header = list(asdict(results[0]))
-    lines = ["| " + " | ".join(header).replace("_", " ") + " |", "| --- " * len(header) + "|"]
+    lines = ["| " + " | ".join(Result._fields).replace("_", " ") + " |", "| --- " * len(Result._fields) + "|"]
     for row in results:
         shares = [f"{share:.2%}" for share in (row.accuracy, row.precision, row.recall, row.f1)]
         reference = f"{row.reference:.2%}" if row.reference else ""
@@ -101,16 +89,8 @@ def figure(results: Sequence[Result]) -> Figure:
     names = [f"{row.model}, {row.experiment}" for row in results]
     bars = axes.barh(names, [row.accuracy for row in results])
     axes.bar_label(bars, [f"{row.accuracy:.2%}" for row in results], padding=4)
-    known = [(name, row.reference) for name, row in zip(names, results, strict=True) if row.reference]
-    if known:
-        axes.scatter(
-            [share for _, share in known],
-            [name for name, _ in known],
-            marker="|",
-            s=300,
-            color="black",
-            label="reference",
-        )
+    if known := {name: row.reference for name, row in zip(names, results, strict=True) if row.reference}:
+        axes.scatter(list(known.values()), list(known), marker="|", s=300, color="black", label="reference")
         axes.legend(loc="lower right")
     axes.set(xlim=(0, 1.1), xlabel="test accuracy")
     axes.invert_yaxis()
@@ -118,4 +98,4 @@ def figure(results: Sequence[Result]) -> Figure:
 
 
 if __name__ == "__main__":
-    hydra_command(main, "compare")
+    hydra_command(main, CompareSettings, "compare")

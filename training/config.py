@@ -1,44 +1,88 @@
-"""The composed configuration, and clear words where it can't be composed."""
+"""From Hydra's files and overrides to validated settings, in clear words where that fails."""
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
-from training.errors import UserError, exit_on_user_error
+from serving.model.errors import UserError, exit_on_user_error
+from training.settings import Settings, Text, TrainSettings
 
 CONFIG_DIR = str(Path(__file__).with_name("conf"))
+S = TypeVar("S", bound=Settings)
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Composes `training/conf` with Hydra overrides, as the command line would.
+def compose(overrides: Sequence[str]) -> TrainSettings:
+    """Composes conf/config.yaml with Hydra overrides, as the command line does.
 
     Raises:
-        UserError: an override names a key, a group or an option that does not exist, or a value of the wrong form.
+        UserError: an override names a key, a group or an option that does not exist, or a value is not valid.
     """
     GlobalHydra.instance().clear()  # a command that Hydra itself started may compose further configurations
     with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        config = hydra.compose("config", [literal(override, TrainSettings) for override in overrides])
+        return validated(config, TrainSettings)
 
 
-def hydra_command(run: Callable[[DictConfig], None], config_name: str = "config") -> None:
-    """Runs a function as a Hydra command line; what the user can mend ends it with exit code 2."""
-    # Hydra would print its own errors and exit with 1; this makes it raise them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def hydra_command(run: Callable[[S], None], settings: type[S], config_name: str) -> None:
+    """Runs a function as a Hydra command line; an error that the user can mend ends it with exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print its own errors and exit with 1
+    sys.argv[1:] = [literal(word, settings) for word in sys.argv[1:]]
 
     @hydra.main(CONFIG_DIR, config_name, "1.3")
     def job(config: DictConfig) -> None:
         with exit_on_user_error(), _explained():  # in here already, or Hydra prints a line of its own first
-            run(config)
+            run(validated(config, settings))
 
     with exit_on_user_error(), _explained():
         job()
+
+
+def validated(config: DictConfig, settings: type[S]) -> S:
+    """The configuration as settings.
+
+    Raises:
+        UserError: a value is missing, of the wrong type, or out of its range.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
+    try:
+        return settings.model_validate(OmegaConf.to_container(config, resolve=True))
+    except ValidationError as errors:
+        error: Any = errors.errors()[0]
+        key, value = ".".join(map(str, error["loc"])), error["input"]
+        reason = re.sub("^(Value error,|Input|String|List) |^Extra inputs are ", "", error["msg"])
+        # What Hydra instantiates is named by the reason, with the key inside of it that is wrong.
+        raise UserError(f"{key}.{reason}" if isinstance(value, dict) else f"{key}={value}: {reason}") from errors
+
+
+def literal(word: str, settings: type[Settings]) -> str:
+    """Quotes the value of `key=value` for Hydra where the key is a text or a path, so that it is taken as it stands."""
+    key, equals, value = word.partition("=")
+    if not equals or key.lstrip("+") not in _text_keys(settings):
+        return word
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # OmegaConf would look a reference up
+    return f"{key}={QuotedString(escaped, Quote.single).with_quotes()}"
+
+
+def _text_keys(settings: type[Settings], prefix: str = "") -> Iterator[str]:
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield from _text_keys(kind, f"{prefix}{name}.")
+        elif kind in (str, Path, Text | None):
+            yield prefix + name
 
 
 @contextmanager
@@ -52,6 +96,8 @@ def _explained() -> Iterator[None]:
 
 def _explanation(error: Exception) -> str:
     """The lines of Hydra's message that matter to a user, with the options where it lists them."""
+    if found := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"no value for {found[1]}; give {found[1]}=VALUE"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     options = [line for line in lines if line.startswith("Available options")]
     if options:

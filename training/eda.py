@@ -1,279 +1,75 @@
 """A data set before anything is trained on it, as one HTML page: python -m training.eda data=folder data.root=PATH
 
-The same functions, one after the other: training/eda.ipynb.
+The same functions, one after another: training/eda.ipynb.
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from omegaconf import DictConfig
-from PIL import Image, ImageOps
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from training.config import hydra_command
-from training.data import ImageData, Pictures, load_data
-from training.errors import UserError
-from training.near_duplicates import Neighbours, nearest_neighbours, write_pairs
-from training.progress import progress
-from training.report import data_uri, figure_png, write_page
-from training.settings import require_valid
+from training.data.eda import figures
+from training.data.eda.near_duplicates import nearest_neighbours, write_pairs
+from training.data.eda.statistics import pixel_statistics, training_pictures
+from training.data.split import load_data
+from training.quality.figures import png
+from training.quality.report import render_page, write_whole
+from training.settings import EdaSettings
 from training.tracking import experiment_id, git_state
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 12
 PAIRS = 20
-TILE = 64
 DPI = 200
-INK, QUIET, BLUE, LIGHT_BLUE, AMBER, RED = "#333333", "#9aa5b1", "#8fb0d6", "#c8d8ea", "#eebf6d", "#c8553d"
-RGB = (RED, "#588b5a", "#4a6fa5")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
 
 
-def main(config: DictConfig) -> None:
+def main(settings: EdaSettings) -> None:
     """Writes the page, its figures as PNGs and the list of near-duplicates; MLflow keeps a copy of all.
 
     Raises:
-        UserError: the pictures are missing, broken, or can't be split; `near_duplicate` is no correlation.
+        UserError: the pictures are missing, broken, or can't be split.
     """
-    require_valid(config)
-    if not isinstance(config.near_duplicate, int | float) or not 0 < config.near_duplicate <= 1:
-        raise UserError(
-            f"near_duplicate={config.near_duplicate}: choose a correlation above 0 and up to 1, such as 0.75"
-        )
-    data = load_data(config.data, config.seed)
+    data = load_data(settings.data, settings.seed)
     training = training_pictures(data)
     pixels = {"training": pixel_statistics(training, "training"), "test": pixel_statistics(data.test, "test")}
-    neighbours = nearest_neighbours(training, data.test, config.near_duplicate)
-    figures = {
-        "balance": balance_figure(data),
-        "samples": samples_figure(training, data.classes, config.seed),
-        "channels": channels_figure(pixels["training"], data.classes),
-        "brightness": brightness_figure(pixels["training"], training.labels, data.classes),
-        "similarity": similarity_figure(neighbours),
-        "closest": pairs_figure(neighbours, neighbours.order[:PAIRS], data.classes),
-        "threshold": pairs_figure(neighbours, neighbours.around_threshold(PAIRS), data.classes),
+    neighbours = nearest_neighbours(training, data.test, settings.near_duplicate)
+    drawn = {
+        "balance": figures.balance_figure(data),
+        "samples": figures.samples_figure(training, data.classes, settings.seed),
+        "channels": figures.channels_figure(pixels["training"], data.classes),
+        "brightness": figures.brightness_figure(pixels["training"], training.labels, data.classes),
+        "similarity": figures.similarity_figure(neighbours),
+        "closest": figures.pairs_figure(neighbours, neighbours.order[:PAIRS], data.classes),
+        "threshold": figures.pairs_figure(neighbours, neighbours.around_threshold(PAIRS), data.classes),
     }
 
-    folder = Path(config.report)
-    folder.mkdir(parents=True, exist_ok=True)
-    pngs = {name: figure_png(figure, DPI) for name, figure in figures.items()}
-    for name, png in pngs.items():
-        (folder / f"{name}.png").write_bytes(png)
+    folder = settings.report
+    pngs = {name: png(figure, DPI) for name, figure in drawn.items()}
+    for name, content in pngs.items():
+        write_whole(folder / f"{name}.png", content)
     write_pairs(folder / "near_duplicates.csv", neighbours, data.classes)
-    write_page(
-        folder / "eda.html",
+    page = render_page(
         "eda.html.jinja",
-        title=f"A first look at {Path(config.data.get('root', data.name)).name}",
+        pngs,
+        title=f"A first look at {Path(settings.data.root or data.name).name}",
         data=data,
         sizes=(training.sizes.min(axis=0), training.sizes.max(axis=0)),
         channels={name: (part.mean, part.std) for name, part in pixels.items()}
         | {"ImageNet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)},
         neighbours=neighbours,
-        figures={name: data_uri(png) for name, png in pngs.items()},
     )
+    write_whole(folder / "eda.html", page)
     log.info("near-duplicates    %d of %d test pictures", len(neighbours.duplicates), len(data.test))
     log.info("page: %s", folder / "eda.html")
 
-    with mlflow.start_run(experiment_id=experiment_id(config.mlflow_experiment), run_name=data.name):
+    with mlflow.start_run(experiment_id=experiment_id(settings.mlflow_experiment), run_name=data.name):
         mlflow.set_tags({"data": data.name, "data_fingerprint": data.fingerprint, **git_state()})
         mlflow.log_metric("near_duplicates", len(neighbours.duplicates))
         for file in ("eda.html", "near_duplicates.csv", *(f"{name}.png" for name in pngs)):
             mlflow.log_artifact(str(folder / file))
 
 
-def training_pictures(data: ImageData) -> Pictures:
-    """The training and the validation pictures together, as they were before the split."""
-    parts = (data.train, data.validation)
-    columns = ("offsets", "sizes", "labels", "names")
-    # Both are parts of one cache, so that they share their pixels.
-    return Pictures(
-        data.train.pixels, *(np.concatenate([getattr(part, column) for part in parts]) for column in columns)
-    )
-
-
-@dataclass(frozen=True)
-class PixelStatistics:
-    """Attributes:
-    histograms: int64 (classes, 3, 256), how often each value occurs in the red, green and blue channels.
-    brightness: float64 (N,), each picture's mean luma (ITU-R BT.601) in [0, 1].
-    """
-
-    histograms: np.ndarray
-    brightness: np.ndarray
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Per channel over all pixels, of values in [0, 1]; float64 (3,)."""
-        return self._moment(1)
-
-    @property
-    def std(self) -> np.ndarray:
-        """Per channel over all pixels, of values in [0, 1]; float64 (3,)."""
-        return np.sqrt(self._moment(2) - self.mean**2)
-
-    def _moment(self, power: int) -> np.ndarray:
-        counts = self.histograms.sum(axis=0)
-        return counts @ (np.arange(256) / 255) ** power / counts.sum(axis=1)
-
-
-def pixel_statistics(pictures: Pictures, what: str) -> PixelStatistics:
-    """Counts every pixel once; `what` names the pictures while it goes on."""
-    histograms = np.zeros((pictures.labels.max() + 1, 3, 256), np.int64)
-    means = np.empty((len(pictures), 3))
-    for index in progress(range(len(pictures)), f"counting the {what} pixels"):
-        counts = np.stack([np.bincount(channel, minlength=256) for channel in pictures[index].reshape(-1, 3).T])
-        histograms[pictures.labels[index]] += counts
-        means[index] = counts @ np.arange(256) / counts[0].sum()
-    return PixelStatistics(histograms, means @ (0.299, 0.587, 0.114) / 255)
-
-
-@rc_context(STYLE)
-def balance_figure(data: ImageData) -> Figure:
-    """How many pictures each class has in each split."""
-    figure = Figure(figsize=(9, 0.8 + 0.27 * len(data.classes)), layout="constrained")
-    axes = figure.subplots()
-    splits = {"training": (data.train, BLUE), "validation": (data.validation, LIGHT_BLUE), "test": (data.test, AMBER)}
-    counts = {name: np.bincount(pictures.labels, minlength=len(data.classes)) for name, (pictures, _) in splits.items()}
-    start = np.zeros(len(data.classes), np.int64)
-    for name, (pictures, color) in splits.items():
-        bars = axes.barh(
-            range(len(data.classes)), counts[name], left=start, color=color, label=f"{name}, {len(pictures):,}"
-        )
-        start += counts[name]
-    texts = [" + ".join(f"{count:,}" for count in row) for row in zip(*counts.values(), strict=True)]
-    axes.bar_label(bars, texts, padding=6, fontsize=7)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
-    axes.invert_yaxis()
-    axes.set_yticks(range(len(data.classes)), data.classes)
-    axes.set(xlabel="pictures", xlim=(0, 1.15 * start.max()))
-    axes.tick_params(axis="y", length=0)
-    return figure
-
-
-@rc_context(STYLE)
-def samples_figure(pictures: Pictures, classes: list[str], seed: int) -> Figure:
-    """A row of pictures for each class, drawn at random."""
-    random = np.random.default_rng(seed)
-    sheet = np.full((len(classes) * (TILE + 4), SAMPLES * (TILE + 4), 3), 255, np.uint8)
-    for row in range(len(classes)):
-        chosen = random.permutation(np.flatnonzero(pictures.labels == row))[:SAMPLES]
-        for column, index in enumerate(chosen):
-            top, left = row * (TILE + 4), column * (TILE + 4)
-            sheet[top : top + TILE, left : left + TILE] = _tile(pictures[index])
-    figure = Figure(figsize=(9, 0.65 * len(classes)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(sheet)
-    axes.set_yticks(np.arange(len(classes)) * (TILE + 4) + TILE / 2, classes)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def _tile(picture: np.ndarray) -> np.ndarray:
-    """A picture of any size in the middle of a white square: uint8 (TILE, TILE, 3)."""
-    # Small pictures keep their hard edges: what is there is what a model gets.
-    method = Image.Resampling.NEAREST if max(picture.shape[:2]) < TILE else Image.Resampling.BOX
-    return np.asarray(ImageOps.pad(Image.fromarray(picture), (TILE, TILE), method, color="white"))
-
-
-@rc_context(STYLE)
-def channels_figure(pixels: PixelStatistics, classes: list[str]) -> Figure:
-    """How often each value occurs in each channel, for every class; behind it, in grey, for all classes."""
-    columns = min(5, len(classes))
-    rows = -(-len(classes) // columns)
-    figure = Figure(figsize=(9, 0.4 + 1.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    everything = pixels.histograms.sum(axis=(0, 1)) / pixels.histograms.sum()
-    # The ends, where pixels are clipped, would dwarf all else.
-    top = 1.6 * everything[1:-1].max()
-    for axes in grid.flat[len(classes) :]:
-        axes.set_axis_off()
-    for axes, name, histogram in zip(grid.flat, classes, pixels.histograms, strict=False):
-        axes.fill_between(np.arange(256), everything, color="#e6e9ed")
-        for counts, color in zip(histogram, RGB, strict=True):
-            axes.plot(counts / max(counts.sum(), 1), color=color, linewidth=1)
-        axes.set(title=name, yticks=[], xticks=[0, 128, 255], xlim=(0, 255), ylim=(0, top))
-        axes.spines["left"].set_visible(False)
-    return figure
-
-
-@rc_context(STYLE)
-def brightness_figure(pixels: PixelStatistics, labels: np.ndarray, classes: list[str]) -> Figure:
-    """How bright the pictures of each class are, the darkest class first."""
-    # A class may have no pictures left where a limit leaves some out.
-    groups = {classes[index]: pixels.brightness[labels == index] for index in np.unique(labels)}
-    medians = {name: float(np.median(group)) for name, group in groups.items()}
-    order = sorted(medians, key=medians.__getitem__)
-    figure = Figure(figsize=(9, 0.8 + 0.4 * len(order)), layout="constrained")
-    axes = figure.subplots()
-    bins = np.linspace(0, 1, 51)
-    curves = np.stack([np.histogram(groups[name], bins, density=True)[0] for name in order])
-    for row, (name, curve) in enumerate(zip(order, curves, strict=True)):
-        axes.fill_between((bins[:-1] + bins[1:]) / 2, row - 0.95 * curve / curves.max(), row, color=BLUE)
-        axes.vlines(medians[name], row - 0.95, row, color=INK, linewidth=1)
-    axes.set_yticks(range(len(order)), order)
-    axes.set(xlabel="mean brightness of a picture; the mark is the median", xlim=(0, 1), ylim=(len(order) - 0.9, -1))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    return figure
-
-
-@rc_context(STYLE)
-def similarity_figure(neighbours: Neighbours) -> Figure:
-    """How like each test picture its nearest training picture is, and where near-duplicates begin."""
-    figure = Figure(figsize=(9, 2.2), layout="constrained")
-    axes = figure.subplots()
-    near = neighbours.similarity >= neighbours.threshold
-    similarity = neighbours.similarity.clip(0, 1)
-    groups = [similarity[~near], similarity[near]]
-    labels = ["another picture", "near-duplicate"]
-    axes.hist(
-        groups, np.linspace(0, 1, 41).tolist(), histtype="barstacked", color=[BLUE, AMBER], label=labels, log=True
-    )
-    axes.legend(loc="upper left")
-    axes.set(xlabel="correlation with the nearest training picture", ylabel="test pictures", xlim=(0, 1))
-    return figure
-
-
-@rc_context(STYLE)
-def pairs_figure(neighbours: Neighbours, indices: np.ndarray, classes: list[str]) -> Figure:
-    """Pairs of a training picture (left) and a test picture (right), with their labels and how alike they are."""
-    columns = 5
-    rows = max(-(-len(indices) // columns), 1)
-    figure = Figure(figsize=(9, 1.25 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, index in zip(grid.flat, indices, strict=False):
-        twin = neighbours.nearest[index]
-        gap = np.full((TILE, 4, 3), 255, np.uint8)
-        axes.imshow(np.hstack([_tile(neighbours.training[twin]), gap, _tile(neighbours.test[index])]))
-        # One label where they agree.
-        labels = dict.fromkeys((classes[neighbours.training.labels[twin]], classes[neighbours.test.labels[index]]))
-        color = INK if len(labels) == 1 else RED
-        axes.set_title(f"{neighbours.similarity[index]:.2f}  {' | '.join(labels)}", fontsize=8, color=color)
-    return figure
-
-
 if __name__ == "__main__":
-    hydra_command(main, "eda")
+    hydra_command(main, EdaSettings, "eda")

@@ -1,90 +1,187 @@
-"""What the values of a configuration must be; what they mean stands beside them in conf/."""
+"""The types and ranges of all settings: what is validated here is what the code receives.
 
-from typing import Any, Literal
+What a setting means stands beside its default in conf/, and in docs/settings.md.
+"""
 
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import ValidationError as InvalidSettings
+import difflib
+import re
+import warnings
+from inspect import signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal
 
-from training.errors import UserError
+import timm
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    field_validator,
+)
+from timm.optim import list_optimizers
+
+# The backbone whose weights are on the package index.
+PACKAGED = "tf_efficientnet_lite0"
+
+Text = Annotated[str, Field(min_length=1)]
+# A text in the configuration; an empty one is no path.
+PathText = Annotated[Path, Strict(False), BeforeValidator(lambda text: text or None)]
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+LessThanOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+def build(node: dict[str, Any], size: int, padded_size: int) -> Any:
+    """What Hydra instantiates of a node, in whose values `${size}` and `${padded_size}` may stand."""
+    return instantiate(OmegaConf.create({"size": size, "padded_size": padded_size, "node": node}).node)
+
+
+def _can_be_built(node: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Albumentations only warns of an argument that it does not know
+            build(node, size=8, padded_size=9)
+    except Exception as error:  # Hydra's, OmegaConf's and Albumentations' own
+        # Albumentations names an argument in the second line, and what is wrong with it in the third.
+        if found := re.search(r"InitSchema\\n(\w+)[^\\]*\\n\s*Input (.+?) \[type=", str(error)):
+            raise ValueError(f"{found[1]}={node.get(found[1])}: {found[2]}") from error
+        raise ValueError(f"_target_={node.get('_target_')}: {' '.join(str(error).split()):.200}") from error
+    return node
+
+
+def _can_be_called(source: dict[str, Any]) -> dict[str, Any]:
+    try:
+        signature(resolve_name(source["_target_"])).bind(**{key: source[key] for key in source if key != "_target_"})
+    except Exception as error:
+        raise ValueError(f"_target_={source.get('_target_')}: {error}") from error
+    return source
 
 
 class Settings(BaseModel):
-    """A group of the configuration. Hydra refuses keys that it does not know; further ones are a group's own."""
+    """A group of settings, or all settings of a command."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class DataSettings(Settings):
-    name: str
+    name: Text
+    root: Text | None = None
+    source: Annotated[dict[str, Any], AfterValidator(_can_be_called)]  # a function of data/sources.py as `_target_`
+    cache_dir: PathText
     broken: Literal["refuse", "skip"]
     validation_fraction: float = Field(gt=0, lt=1)
-    train_limit: PositiveInt | None
-    validation_limit: PositiveInt | None
-    test_limit: PositiveInt | None
-    horizontal_flip: float = Field(ge=0, le=1)
+    train_limit: Count | None
+    validation_limit: Count | None
+    test_limit: Count | None
+    horizontal_flip: Share
 
 
 class TransformsSettings(Settings):
     resolution: Literal["model", "native"]
+    steps: dict[str, Annotated[dict[str, Any], AfterValidator(_can_be_built)]]
 
 
 class HeadSettings(Settings):
-    hidden_sizes: list[PositiveInt]
-    dropout: float = Field(ge=0, lt=1)
+    hidden_sizes: list[Count]
+    dropout: LessThanOne
 
 
 class ModelSettings(Settings):
-    backbone: str
-    weights: str
-    image_size: PositiveInt
+    name: Text
+    backbone: Text
+    weights: Text
+    backbone_options: dict[str, Any]
+    image_size: Count
     mean: list[float] = Field(min_length=3, max_length=3)
-    std: list[PositiveFloat] = Field(min_length=3, max_length=3)
+    std: list[Positive] = Field(min_length=3, max_length=3)
     head: HeadSettings
+
+    @field_validator("backbone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if not timm.is_model(name):
+            similar = difflib.get_close_matches(name, timm.list_models(), cutoff=0)
+            raise ValueError(f"should be a timm model; did you mean {', '.join(similar)}?")
+        return name
+
+    @field_validator("weights")
+    @classmethod
+    def _is_there(cls, weights: str, others: ValidationInfo) -> str:
+        backbone = others.data.get("backbone", PACKAGED)
+        if weights == "package" and backbone != PACKAGED:
+            raise ValueError(f"exists for {PACKAGED} only, not for {backbone}")
+        if weights not in ("hub", "package", "none") and not Path(weights).is_file():
+            raise ValueError("no such file; give hub, package, none, or the file of a local checkpoint")
+        return weights
 
 
 class TrainerSettings(Settings):
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    optimizer: str
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat
+    epochs: Count
+    batch_size: Count
+    optimizer: Text
+    lr: Positive
+    weight_decay: NotNegative
     scheduler: Literal["constant", "cosine"]
-    warmup_epochs: NonNegativeFloat
-    label_smoothing: float = Field(ge=0, lt=1)
-    accumulate_batches: PositiveInt
-    clip_grad_norm: PositiveFloat | None
+    warmup_epochs: NotNegative
+    label_smoothing: LessThanOne
+    accumulate_batches: Count
+    clip_grad_norm: Positive | None
     freeze_backbone: bool
-    frozen_stages: NonNegativeInt
+    frozen_stages: int = Field(ge=0)
     precision: Literal["auto", "no", "fp16", "bf16"]
     compile: bool
-    num_workers: NonNegativeInt
+    num_workers: int = Field(ge=0)
     resume: Literal["auto", "never"]
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in list_optimizers():
+            raise ValueError("should be one of timm's optimizers, such as adam, adamw or sgd")
+        return name
 
 
 class ExportSettings(Settings):
     quantize: Literal["none", "int8"]
 
 
-GROUPS: dict[str, type[Settings]] = {
-    "data": DataSettings,
-    "transforms": TransformsSettings,
-    "model": ModelSettings,
-    "trainer": TrainerSettings,
-    "export": ExportSettings,
-}
+class CommandSettings(Settings):
+    """What the commands that load pictures have in common."""
+
+    data: DataSettings
+    seed: int = Field(ge=0)
+    state_dir: PathText
 
 
-def require_valid(config: DictConfig) -> None:
-    """Raises UserError where a value is missing, of the wrong type, or out of its range."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    for name in GROUPS.keys() & values.keys():
-        try:
-            GROUPS[name].model_validate(values[name])
-        except InvalidSettings as errors:
-            error = errors.errors()[0]
-            key = ".".join(map(str, (name, *error["loc"])))
-            expected = error["msg"].removeprefix("Input should be ")
-            raise UserError(f"{key}={error['input']}: should be {expected}") from errors
+class TrainSettings(CommandSettings):
+    transforms: TransformsSettings
+    model: ModelSettings
+    trainer: TrainerSettings
+    export: ExportSettings
+    mlflow_experiment: Text
+
+
+class EvaluateSettings(CommandSettings):
+    model_uri: Text
+    report: PathText
+
+
+class EdaSettings(CommandSettings):
+    report: PathText
+    near_duplicate: float = Field(gt=0, le=1)
+    mlflow_experiment: Text
+
+
+class CompareSettings(Settings):
+    models: list[Text] = Field(min_length=1)
+    experiments: list[Text] = Field(min_length=1)
+    overrides: list[str]
+    report: PathText

@@ -6,27 +6,28 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import mlflow
 import rich
 import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
 from rich.syntax import Syntax
+from safetensors.torch import save
 
+from serving.model.errors import UserError
 from training import tracking
-from training.calibration import calibrate
-from training.checkpoint import Checkpoints
 from training.config import hydra_command
-from training.data import AlbumentationsDataset, ImageData, build_transform, load_data
-from training.errors import UserError, full_disk_in_words
-from training.evaluation import confusion_figure, evaluate, predict, reliability_figure, torch_classify
-from training.models import build_model
-from training.settings import require_valid
-from training.trainer import Trainer
+from training.data.augmentation import AlbumentationsDataset, build_transform
+from training.data.split import ImageData, load_data
+from training.loop.checkpoint import Checkpoints
+from training.loop.trainer import Trainer
+from training.model.classifier import build_model
+from training.quality.calibration import calibrate
+from training.quality.evaluation import Evaluation, evaluate, predict, torch_classify
+from training.quality.figures import evaluation_figures, learning_curves_figure, png
+from training.quality.report import render_report
+from training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,119 +42,109 @@ class Run:
     key: str
 
 
-def set_up(config: DictConfig) -> Run:
-    """Loads the pictures and builds the model.
-
-    Raises:
-        UserError: something in the configuration or the data that the user can mend.
-    """
-    require_valid(config)
+def set_up(settings: TrainSettings) -> Run:
+    """Loads the pictures and builds the model."""
     with PartialState().main_process_first():
-        data = load_data(config.data, config.seed)
+        data = load_data(settings.data, settings.seed)
     log.info(
-        "%s: %d training, %d validation and %d test pictures of %d classes",
-        *(data.name, len(data.train), len(data.validation), len(data.test), len(data.classes)),
+        f"{data.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
+        f"pictures of {len(data.classes)} classes"
     )
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(data.classes))
-    transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
-    key = run_key(config, data)
-    checkpoints = Checkpoints(Path(config.state_dir) / "runs" / key)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, len(data.classes))
+    transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)
+    key = run_key(settings, data)
+    checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     train_set = AlbumentationsDataset(data.train, transform)
-    trainer = Trainer(config.trainer, model, train_set, data.validation, config.seed, checkpoints)
+    trainer = Trainer(settings.trainer, model, train_set, data.validation, settings.seed, checkpoints)
     return Run(data, trainer, checkpoints, key)
 
 
-@full_disk_in_words()
-def train(config: DictConfig) -> str:
-    """Trains, evaluates on the test set, and tracks all of it in MLflow.
-
-    Returns:
-        The MLflow run's id. The run holds the weights, the test metrics and the plots.
+def train(settings: TrainSettings) -> str:
+    """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id.
 
     Raises:
-        UserError: something in the configuration or the data that the user can mend.
+        UserError: something about the pictures or the weights that the user can mend.
     """
-    run = set_up(config)
+    run = set_up(settings)
     data, trainer, checkpoints = run.data, run.trainer, run.checkpoints
-    unfinished = checkpoints.run_id if config.trainer.resume == "auto" else None
-    with alone(config, run.key), tracking.training_run(config, data, run.key, unfinished) as run_id:
+    unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None
+    with exclusive_run(settings, run.key), tracking.training_run(settings, data, run.key, unfinished) as run_id:
         checkpoints.run_id = run_id
         for epoch in trainer.fit():
+            metrics = epoch.metrics
             log.info(
-                "epoch %d of %d: loss %.3f, validation accuracy %.2f %%, %.0f images per second",
-                *(epoch.number, config.trainer.epochs, epoch.metrics["train_loss"]),
-                *(100 * epoch.metrics["validation_accuracy"], epoch.metrics["images_per_second"]),
+                f"epoch {epoch.number} of {settings.trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "
+                f"accuracy {metrics['validation_accuracy']:.2%}, {metrics['images_per_second']:.0f} images per second"
             )
-            mlflow.log_metrics(epoch.metrics, step=epoch.number)
+            mlflow.log_metrics(metrics, step=epoch.number)
             tracking.log_losses(run_id, epoch.losses)
         mlflow.log_metrics(calibrate(trainer.classifier, data.validation))
         probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating")
-        evaluation = evaluate(probabilities, data.test.labels, data.classes)
-        mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
-        mlflow.log_table(
-            {key: [row[key] for row in evaluation.per_class] for key in evaluation.per_class[0]}, "per_class.json"
-        )
-        tracking.log_figures(
-            learning_curves=tracking.learning_curves_figure(run_id),
-            confusion=confusion_figure(evaluation, data.classes),
-            reliability=reliability_figure(probabilities, data.test.labels),
-        )
-        tracking.log_report(f"{config.model.name} on {data.name}", evaluation, probabilities, data.test, data.classes)
-        tracking.log_array(run_id, tracking.PROBABILITIES_FILE, probabilities)
-        tracking.log_model(trainer.classifier, data.classes)
+        evaluation = evaluate(probabilities, data.test, data.classes)
+        tracking.log_file(run_id, tracking.CLASSES_FILE, json.dumps(data.classes).encode())
+        weights = {name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}
+        tracking.log_file(run_id, tracking.WEIGHTS_FILE, save(weights))
+        log_evaluation(run_id, f"{settings.model.name} on {data.name}", evaluation)
     checkpoints.remove()
-    log.info(
-        "test accuracy %.2f %% on %d pictures; MLflow run %s",
-        100 * evaluation.metrics["accuracy"],
-        len(data.test),
-        run_id,
-    )
+    log.info(f"test accuracy {evaluation.metrics['accuracy']:.2%} on {len(data.test)} pictures; MLflow run {run_id}")
     return run_id
 
 
+def log_evaluation(run_id: str, title: str, evaluation: Evaluation) -> None:
+    """Keeps the test metrics, the figures, the report and the probabilities with the run."""
+    mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
+    rows = evaluation.per_class
+    mlflow.log_table({name: [row[name] for row in rows] for name in rows[0]}, "per_class.json")
+    figures = evaluation_figures(evaluation)
+    tracking.log_file(run_id, "report.html", render_report(title, evaluation, figures))
+    losses, accuracies = (tracking.history(run_id, name) for name in ("loss", "validation_accuracy"))
+    figures["learning_curves"] = png(learning_curves_figure(losses, accuracies))
+    for name, figure in figures.items():
+        tracking.log_file(run_id, f"plots/{name}.png", figure)
+    tracking.log_array(run_id, tracking.PROBABILITIES_FILE, evaluation.probabilities)
+
+
 @contextmanager
-def alone(config: DictConfig, key: str) -> Iterator[None]:
+def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
     """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
-    path = Path(config.state_dir) / "locks" / key
+    path = settings.state_dir / "locks" / key
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
             yield
     except Timeout as error:
-        raise UserError(
-            f"just this is being trained already: run key {key}, lock {path}; wait for it, or change seed=..."
-        ) from error
+        message = f"just this is being trained already: run key {key}, lock {path}; wait for it, or change seed=..."
+        raise UserError(message) from error
 
 
-def run_key(config: DictConfig, data: ImageData) -> str:
+def run_key(settings: TrainSettings, data: ImageData) -> str:
     """What a run depends on, as a hash: two runs of one key are the same run."""
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    what_counts = {name: resolved[name] for name in ("transforms", "model", "trainer", "seed")}
+    what_counts = settings.model_dump(mode="json", include={"transforms", "model", "trainer", "seed"})
     del what_counts["trainer"]["resume"]
     pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
     return hashlib.sha256("\n".join([json.dumps(what_counts), *pictures]).encode()).hexdigest()[:16]
 
 
-def finished_run(config: DictConfig) -> str | None:
+def finished_run(settings: TrainSettings) -> str | None:
     """The MLflow run that has trained just this, if there is one."""
-    key = run_key(config, load_data(config.data, config.seed))
+    key = run_key(settings, load_data(settings.data, settings.seed))
     client = tracking.connect()
-    experiment = tracking.experiment_id(config.mlflow_experiment)
+    experiment = tracking.experiment_id(settings.mlflow_experiment)
     runs = client.search_runs([experiment], f"tags.run_key = '{key}' and attributes.status = 'FINISHED'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
 
-def main(config: DictConfig) -> None:
+def main(settings: TrainSettings) -> None:
     """Trains, as one process or as one of those that `accelerate launch` starts."""
     if not PartialState().is_main_process:
         logging.disable(logging.INFO)
-        for _ in set_up(config).trainer.fit():  # the first process evaluates and tracks for all
+        for _ in set_up(settings).trainer.fit():  # the first process evaluates and tracks for all
             pass
         return
-    rich.print(Syntax(OmegaConf.to_yaml(config), "yaml", background_color="default"))
-    train(config)
+    rich.print(Syntax(tracking.as_yaml(settings), "yaml", background_color="default"))
+    train(settings)
 
 
 if __name__ == "__main__":
-    hydra_command(main)
+    hydra_command(main, TrainSettings, "config")

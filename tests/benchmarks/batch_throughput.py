@@ -12,31 +12,29 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from serving.batch import BatchPrediction
-from serving.images import decode
-from serving.predictor import Predictor
-from serving.settings import Settings
-from serving.sources import open_source
+from serving.batch.prediction import BatchPrediction
+from serving.model.pictures.decoding import MAX_PIXELS, decode
+from serving.model.pictures.files import open_pictures
+from serving.model.predictor import Predictor
 from tests.benchmarks.serving_throughput import Raw
 
 
 def main(model: Path, path: Path, rounds: int) -> None:
-    max_pixels = Settings().max_pixels
-    source, predictor = open_source(path), Predictor(model, "file")
-    raw = Raw(model, decode(next(iter(source.read_from(0))).read(), max_pixels))
+    source, predictor = open_pictures(path, "SOURCE"), Predictor(model)
+    raw = Raw(model, decode(next(iter(source.read_from(0))).read()))
 
     def offline() -> float:
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
-            with BatchPrediction(source, predictor, Path(folder) / "out.parquet", max_pixels) as prediction:
+            with BatchPrediction(source, predictor, Path(folder) / "out.parquet", MAX_PIXELS) as prediction:
                 for _ in prediction.run():
                     pass
-            return source.count / (time.perf_counter() - start)
+            return len(source) / (time.perf_counter() - start)
 
     rates = np.array([(raw.load(32, 5)[0], offline()) for _ in range(rounds)])
     limit, ours = np.median(rates, axis=0)
     print(f"ONNX Runtime alone: {limit:.0f} pictures a second")
-    print(f"batch predict, {source.count} pictures: {ours:.0f} a second, {ours / limit:.1%}")
+    print(f"batch predict, {len(source)} pictures: {ours:.0f} a second, {ours / limit:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A frozen backbone in one pass against the same head behind a backbone that answers in every epoch.
+"""A frozen backbone in one pass against the same head on a backbone that answers in every epoch.
 
 python -m tests.benchmarks.frozen_backbone PICTURES [LIMIT]
 
@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from training.config import compose_config
-from training.data import AlbumentationsDataset, build_transform, load_data
-from training.evaluation import evaluate, predict, torch_classify
-from training.models import build_model
-from training.trainer import Trainer
+from training.config import compose
+from training.data.augmentation import AlbumentationsDataset, build_transform
+from training.data.split import load_data
+from training.loop.trainer import Trainer
+from training.model.classifier import build_model
+from training.quality.evaluation import evaluate, predict, torch_classify
 
 
 def main(pictures: str, limit: str) -> None:
@@ -25,23 +26,22 @@ def main(pictures: str, limit: str) -> None:
     rows = {"one pass": "trainer.freeze_backbone=true", "every epoch": "trainer.frozen_stages=99"}
     seconds = {}
     for name, override in rows.items():
-        config = compose_config(
+        settings = compose(
             [
                 *("data=folder", f"data.root={pictures}", f"data.train_limit={limit}", "data.test_limit=4000"),
                 *("data.validation_limit=500", "trainer.lr=1e-3", override),
             ]
         )
-        data = load_data(config.data, config.seed)
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, len(data.classes))
-        transform = build_transform(config.transforms, data.train.common_size(), config.model.image_size)
+        data = load_data(settings.data, settings.seed)
+        torch.manual_seed(settings.seed)
+        model = build_model(settings.model, len(data.classes))
+        transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)
         start = time.perf_counter()
-        trainer = Trainer(
-            config.trainer, model, AlbumentationsDataset(data.train, transform), data.validation, config.seed
-        )
+        train = AlbumentationsDataset(data.train, transform)
+        trainer = Trainer(settings.trainer, model, train, data.validation, settings.seed)
         list(trainer.fit())
         seconds[name] = time.perf_counter() - start
-        evaluation = evaluate(predict(torch_classify(model), data.test, "evaluating"), data.test.labels, data.classes)
+        evaluation = evaluate(predict(torch_classify(model), data.test, "evaluating"), data.test, data.classes)
         table.add_row(name, f"{seconds[name]:.0f}", f"{evaluation.metrics['accuracy']:.2%}")
     Console().print(table)
     print(f"one pass takes 1/{seconds['every epoch'] / seconds['one pass']:.1f} of the time")

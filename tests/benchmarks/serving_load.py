@@ -3,7 +3,7 @@
 python -m tests.benchmarks.serving_load MODEL.onnx [MINUTES]
 
 Ends with code 1 where an answer was wrong, a refusal was not 429, an accepted request waited longer than it may, or
-memory grew by more than 5 % behind the first minute.
+memory grew by more than 5 % after the first minute.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ import httpx
 import numpy as np
 import psutil
 
-from serving.images import decode
-from serving.process import running
+from flows.running_service import running
+from serving.model.pictures.decoding import decode
 from serving.settings import Settings
-from tests.conftest import free_port
-from tests.serving.conftest import png
-from training.export import onnx_classify
+from tests.helpers.pictures import png
+from tests.helpers.waiting import free_port
+from training.release.export import onnx_classify
 
 CLIENTS = 64
 QUEUE = 32
@@ -81,7 +81,7 @@ async def watch(process: subprocess.Popen[bytes], seconds: float) -> list[int]:
 def main(model: str, minutes: float) -> int:
     files = [png(32 + 8 * (index % 3), 32, seed=index) for index in range(PICTURES)]
     classify = onnx_classify(Path(model))
-    expected = np.concatenate([classify(decode(file, Settings().max_pixels)[None]) for file in files])
+    expected = np.concatenate([classify(decode(file)[None]) for file in files])
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -105,7 +105,7 @@ def main(model: str, minutes: float) -> int:
     seconds = sorted(load.latencies)
     print(f"answers by status: {dict(load.statuses)}, {load.statuses[200] / 60 / minutes:.0f} right ones a second")
     print(f"latency of the accepted: median {statistics.median(seconds):.3f} s, most {seconds[-1]:.3f} s")
-    print(f"memory: {samples[-1] / 1e6:.0f} MB, {growth:+.1%} from the first to the last third behind a minute")
+    print(f"memory: {samples[-1] / 1e6:.0f} MB, {growth:+.1%} from the first to the last third after a minute")
     print(f"wrong answers: {load.wrong}")
     fine = (
         not load.wrong

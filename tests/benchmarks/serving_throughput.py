@@ -10,7 +10,6 @@ under STATE_DIR/benchmarks the first time.
 
 import asyncio
 import base64
-import json
 import os
 import signal
 import subprocess
@@ -32,12 +31,15 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-from serving.images import decode
-from tests.conftest import ROOT, free_port, wait_until
-from tests.serving.conftest import png
-from training.config import compose_config
-from training.export import SIGNATURE, export_onnx
-from training.models import build_model
+from serving.model.contract import Metadata
+from serving.model.pictures.decoding import decode
+from tests.helpers.pictures import png
+from tests.helpers.state import ROOT
+from tests.helpers.waiting import free_port, wait_until
+from training.config import compose
+from training.model.classifier import build_model
+from training.release.candidate import SIGNATURE
+from training.release.export import export_onnx
 
 RIVALS = Path(__file__).with_name("rivals")
 CONCURRENCY = 32
@@ -53,7 +55,7 @@ class Server:
 
     Attributes:
         requirements: of its environment; none: this one.
-        command: behind `python`; {port} is filled in.
+        command: after `python`; {port} is filled in.
         health: the path that answers once it is ready.
     """
 
@@ -112,12 +114,13 @@ class Server:
 
 def write_model(directory: Path) -> Path:
     """resnet18 at 224x224: its weights do not count for speed, so they are random."""
-    config = compose_config(["model=resnet18", "model.weights=none", "model.image_size=224"])
+    settings = compose(["model=resnet18", "model.weights=none", "model.image_size=224"])
     path = directory / "model.onnx"
-    export_onnx(build_model(config.model, 10), path)
+    export_onnx(build_model(settings.model, 10), path)
     model = onnx.load(path)
-    said = {"classes": json.dumps([str(index) for index in range(10)])}
-    onnx.helper.set_model_props(model, {**said, "model_name": "resnet18", "mlflow_run_id": "none", "data_name": "none"})
+    classes = [str(index) for index in range(10)]
+    metadata = Metadata(classes=classes, model_name="resnet18", mlflow_run_id="none", data_name="none")
+    onnx.helper.set_model_props(model, metadata.properties())
     onnx.save(model, path)
     mlflow.onnx.save_model(model, directory / "mlflow", signature=SIGNATURE, save_as_external_data=False)
     return path
@@ -176,7 +179,7 @@ async def load(url: str, body: bytes, content_type: str, concurrency: int, secon
 
 def main(seconds: float) -> None:
     picture = png()
-    image = decode(picture, 32 * 32)
+    image = decode(picture)
     upload = {"files": {"image": ("picture.png", picture, "image/png")}}
     with tempfile.TemporaryDirectory() as directory:
         path = write_model(Path(directory))

@@ -19,10 +19,11 @@ from rich.table import Table
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from training.config import compose_config
-from training.data import AlbumentationsDataset, Pictures, build_transform
-from training.models import build_model
-from training.trainer import Trainer
+from training.config import compose
+from training.data.augmentation import AlbumentationsDataset, build_transform
+from training.data.pictures import Pictures
+from training.loop.trainer import Trainer
+from training.model.classifier import build_model
 
 BATCH_SIZE = 64
 ROUNDS = 4
@@ -48,10 +49,10 @@ def per_second(count: int, work: Callable[[], object]) -> float:
 
 def plain_epochs(size: int, data: Pictures) -> Iterator[float]:
     """Trains the plain loop, an epoch at a time; yields the pictures a second."""
-    config = compose_config(["transforms=reference", f"model.image_size={size}"])
-    model = build_model(config.model, 10).to(memory_format=torch.contiguous_format)
+    settings = compose(["transforms=reference", f"model.image_size={size}"])
+    model = build_model(settings.model, 10).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    dataset = AlbumentationsDataset(data, build_transform(config.transforms, 32, size))
+    dataset = AlbumentationsDataset(data, build_transform(settings.transforms, 32, size))
     loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
 
     def epoch() -> None:
@@ -77,18 +78,18 @@ def next_plain_epoch(size: int, count: int) -> float:
 
 def our_epochs(size: int, data: Pictures, *overrides: str) -> Iterator[float]:
     """The same with the Trainer."""
-    settings = [f"model.image_size={size}", f"trainer.batch_size={BATCH_SIZE}", "trainer.optimizer=adamw"]
-    config = compose_config([*settings, f"trainer.epochs={ROUNDS}", *overrides])
-    dataset = AlbumentationsDataset(data, build_transform(config.transforms, 32, size))
-    trainer = Trainer(config.trainer, build_model(config.model, 10), dataset, data.subset(np.arange(64)), seed=0)
+    common = [f"model.image_size={size}", f"trainer.batch_size={BATCH_SIZE}", "trainer.optimizer=adamw"]
+    settings = compose([*common, f"trainer.epochs={ROUNDS}", *overrides])
+    dataset = AlbumentationsDataset(data, build_transform(settings.transforms, 32, size))
+    trainer = Trainer(settings.trainer, build_model(settings.model, 10), dataset, data.subset(np.arange(64)), seed=0)
     for epoch in trainer.fit():
         yield epoch.metrics["images_per_second"]
 
 
 def input_epochs(size: int, data: Pictures, transforms: str) -> Iterator[float]:
     """What the Trainer's input pipeline delivers where nothing is trained."""
-    config = compose_config([f"transforms={transforms}"])
-    loader = DataLoader(AlbumentationsDataset(data, build_transform(config.transforms, 32, size)), BATCH_SIZE)
+    settings = compose([f"transforms={transforms}"])
+    loader = DataLoader(AlbumentationsDataset(data, build_transform(settings.transforms, 32, size)), BATCH_SIZE)
     while True:
         yield per_second(len(data), lambda: list(loader))
 

@@ -5,19 +5,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.containers import STORE, Images
+from tests.helpers.state import ROOT
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 TOOLS = ("podman", "runc", "debootstrap")
 # What building the training image with CUDA takes for a while.
 GIGABYTES = 35
-# Kept between runs, as the layers of the training image take minutes; `make clean` removes it.
-STORE = ROOT / ".podman_cache"
 CONTAINERS_CONF = f"""
 [containers]
 default_ulimits = []  # raising them is not allowed inside a container
@@ -33,12 +31,6 @@ driver = "overlay"
 graphroot = "{STORE}/storage"
 runroot = "{STORE}/run"
 """
-
-
-def podman(*arguments: str) -> str:
-    result = subprocess.run(["podman", *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, f"podman {' '.join(arguments)}: {result.stdout}{result.stderr}"
-    return result.stdout.strip()
 
 
 @pytest.fixture(scope="session")
@@ -63,12 +55,6 @@ def engine() -> Iterator[None]:
         if info.returncode != 0:
             pytest.skip(f"no container engine: podman does not run here ({info.stderr.strip().splitlines()[-1]})")
         yield
-
-
-class Images(NamedTuple):
-    serve: str
-    train: str
-    device: str  # cpu or gpu
 
 
 @pytest.fixture(scope="session")

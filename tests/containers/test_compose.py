@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from serving.online import metrics
+from tests.helpers.state import ROOT
 
 INFRA = ROOT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -97,7 +98,6 @@ def test_no_secret_has_a_default() -> None:
 
 
 def test_the_dashboard_asks_for_metrics_that_the_service_has() -> None:
-    metrics = pytest.importorskip("serving.metrics", reason="this service has no metrics of its own")
     asked = set(re.findall(r"classifier_[a-z_]+", (INFRA / "grafana" / "service.json").read_text()))
     told = set(re.findall(r"# TYPE (\w+)", metrics.exposition().decode()))
     assert asked

@@ -10,13 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Trained, free_port, wait_until
-from tests.containers.conftest import Images, podman
-from tests.serving.conftest import png
+from tests.helpers.containers import READ_ONLY, Images, podman
+from tests.helpers.pictures import png
+from tests.helpers.state import ROOT, Trained
+from tests.helpers.waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-# As strict as Docker is: podman by itself keeps /tmp and others writable.
-READ_ONLY = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
 
 
 def inside(image: str, *command: str) -> str:
@@ -25,7 +24,8 @@ def inside(image: str, *command: str) -> str:
 
 def test_the_serving_image_is_small_and_holds_nothing_that_trains(images: Images) -> None:
     assert int(podman("image", "inspect", "--format", "{{.Size}}", images.serve)) < 1e9
-    check = "import importlib.util as u; print([m for m in ('torch', 'timm', 'prefect', 'training') if u.find_spec(m)])"
+    names = ("torch", "timm", "prefect", "training", "pyarrow", "serving.batch")
+    check = f"import importlib.util as u; print([m for m in {names} if u.find_spec(m)])"
     assert inside(images.serve, "python", "-c", check) == "[]"
 
 

@@ -10,12 +10,12 @@ import httpx
 import mlflow
 import pytest
 
-from tests.conftest import ROOT, TINY_PARAMETERS, free_port, wait_until
-from tests.containers.conftest import STORE, Images, podman
-from tests.containers.test_images import READ_ONLY
-from tests.servers import SECONDS_TO_RUN, FlowRun, Server, mlflow_server, prefect_server, shell_environment
-from tests.serving.conftest import png
-from training.registry import REGISTERED_MODEL
+from serving.model.registry import CHAMPION, REGISTERED_MODEL
+from tests.helpers.containers import READ_ONLY, STORE, Images, podman
+from tests.helpers.pictures import png
+from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Server, mlflow_server, prefect_server, shell_environment
+from tests.helpers.state import ROOT, TINY_PARAMETERS
+from tests.helpers.waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -93,7 +93,7 @@ def ask(stack: Stack, deployment: str, parameters: Mapping[str, Any]) -> FlowRun
 def champion(stack: Stack) -> Any:
     """The version that a retraining which a user asked for has made the champion."""
     ask(stack, "retrain/container", TINY_PARAMETERS).ends("COMPLETED")
-    return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(REGISTERED_MODEL, "champion")
+    return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(REGISTERED_MODEL, CHAMPION)
 
 
 def test_a_retraining_in_a_container_registers_and_promotes(champion: Any, images: Images) -> None:

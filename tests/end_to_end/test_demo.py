@@ -14,10 +14,13 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.retrain import retrain
-from serving.process import running
-from tests.conftest import ROOT, free_port, state_in, wait_until
-from tests.serving.test_service import assert_same_answers
-from training import registry
+from serving.model.registry import REGISTERED_MODEL, version_uri
+from tests.helpers.answers import assert_same_answers
+from tests.helpers.service import served
+from tests.helpers.state import ROOT, state_in
+from tests.helpers.waiting import free_port, wait_until
+from training import tracking
+from training.release import registry
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +65,7 @@ def processes_of(state: Path) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_demo_leaves_nothing_running(own_state: Path, number: int) -> None:
-    command = [sys.executable, "-m", "flows.demo", "digits"]
+    command = [sys.executable, "-m", "flows.demo", "data=digits"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)
@@ -94,14 +97,12 @@ def test_real_pictures_from_the_archive_to_the_answer(
         data=cifar10_images,
         overrides=["data.train_limit=4000", "data.test_limit=2000", "model.image_size=64", "trainer.epochs=1"],
     )
-    client = registry.tracking.connect()
-    run_id = str(client.get_model_version(registry.REGISTERED_MODEL, version).run_id)
+    client = tracking.connect()
+    run_id = str(client.get_model_version(REGISTERED_MODEL, version).run_id)
     metrics = client.get_run(run_id).data.metrics
     assert metrics["test_accuracy"] > 0.6
     assert metrics["parity_disagreements"] == 0
     assert metrics["parity_max_difference"] < 1e-3
 
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with running(url, own_state / "service.log", {"SERVING_PORT": str(port)}):
-        assert assert_same_answers(url, run_id, registry.onnx_file(registry.version_uri(version)), tmp_path) == 100
+    with served(own_state / "service.log") as service:
+        assert assert_same_answers(service.url, run_id, registry.onnx_file(version_uri(version)), tmp_path) == 100

@@ -13,9 +13,11 @@ import httpx
 import mlflow
 import pytest
 
-from tests.conftest import TINY, TINY_OVERRIDES, TINY_PARAMETERS, wait_until
-from tests.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
-from training.registry import REGISTERED_MODEL
+from serving.model.registry import REGISTERED_MODEL
+from tests.helpers.commands import run_module
+from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
+from tests.helpers.state import TINY, TINY_OVERRIDES, TINY_PARAMETERS
+from tests.helpers.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -156,19 +158,20 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
 
 
 def test_a_full_disk_is_said_in_words_and_the_next_run_goes_on(
-    small_disk: tuple[Path, Callable[[str], None]], tmp_path: Path, run_module: Callable[..., Any]
+    small_disk: tuple[Path, Callable[[str], None]], tmp_path: Path
 ) -> None:
     disk, resize = small_disk
     environment = {"STATE_DIR": str(disk), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
 
     def run() -> subprocess.CompletedProcess[str]:
-        result: subprocess.CompletedProcess[str] = run_module("training.train", *TINY, **environment)
-        return result
+        return run_module("training.train", *TINY, **environment)
 
     full = run()
     assert full.returncode == 2, full.stderr
-    assert "the disk is full" in full.stderr
     assert "Traceback" not in full.stderr
+    message = full.stderr[full.stderr.index("error: ") :]
+    assert f"the disk of {disk}" in message
+    assert len(message.splitlines()) == 2, message
     assert not list(disk.glob("runs/*/epoch-*")), "no checkpoint by halves"
     resize("1g")
     mended = run()

@@ -1,17 +1,16 @@
 """The flow: a registered model's answers in a file, and their summary on the flow run's page."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 from prefect.client.orchestration import get_client
 from pyarrow import parquet
 
-from flows.batch_predict import batch_predict, parse
-from tests.conftest import Trained, assert_user_error
-from training.errors import UserError
+from flows.batch_predict import batch_predict
+from serving.model.errors import UserError
+from tests.helpers.commands import assert_user_error, run_module
+from tests.helpers.state import Trained
 
 
 @pytest.mark.slow
@@ -33,21 +32,8 @@ def test_it_scores_with_the_champion(prefect_api: None, trained: Trained, image_
     assert target.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "words", [["source=a"], ["source=a", "target=b", "modell=c"], ["source=a", "target="], ["a", "b"]]
-)
-def test_a_mistake_shows_the_command(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"was given; the command is\n.*source=PATH target="):
-        parse(words)
-
-
-def test_a_mistake_ends_the_command_with_code_2(run_module: Callable[..., CompletedProcess[str]]) -> None:
-    assert_user_error(run_module("flows.batch_predict"), "nothing was given", "source=PATH")
-
-
-def test_a_wrong_setting_of_the_environment_is_named(
-    run_module: Callable[..., CompletedProcess[str]], image_folder: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_wrong_setting_of_the_environment_ends_the_command_with_code_2(image_folder: Path, tmp_path: Path) -> None:
     words = f"source={image_folder}", f"target={tmp_path / 'out.parquet'}"
     result = run_module("flows.batch_predict", *words, SERVING_MAX_PIXELS="none")
     assert_user_error(result, "SERVING_MAX_PIXELS=none")

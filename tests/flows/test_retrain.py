@@ -1,9 +1,8 @@
 """The flow against a real Prefect API, with its records looked up afterwards."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -11,11 +10,14 @@ from prefect.client.schemas.filters import FlowRunFilter
 from pyarrow import parquet
 
 from flows.retrain import data_overrides, retrain
-from tests.conftest import ROOT, TINY_OVERRIDES, assert_user_error, free_port, state_in
-from tests.servers import prefect_server, process_worker, shell_environment
-from training import registry
-from training.config import compose_config
-from training.errors import UserError
+from serving.model.errors import UserError
+from serving.model.registry import REGISTERED_MODEL
+from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.servers import prefect_server, process_worker, shell_environment
+from tests.helpers.state import ROOT, TINY_OVERRIDES, state_in
+from tests.helpers.waiting import free_port
+from training import tracking
+from training.config import compose
 
 pytestmark = pytest.mark.slow
 
@@ -27,51 +29,40 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def test_a_mistake_is_refused_before_any_work(prefect_api: None) -> None:
+    for parameters, words in [
+        ({"data": "/no/such/place"}, ["/no/such/place", "cifar10 or digits"]),
+        ({"data": "digits", "overrides": ["trainer.epochs=0"]}, ["trainer.epochs=0"]),
+        ({"data": "digits", "models": ["efficientnet_lite0", "resnet19"]}, ["resnet19", "densenet121"]),
+        ({"data": "digits", "models": ["resnet18"], "overrides": ["model.weights=/no.safetensors"]}, ["/no.safetenso"]),
+    ]:
+        assert_raises_in_words(UserError, lambda given=parameters: retrain(**given), *words)
+    assert not tracking.state_dir().joinpath("cache").exists()
+
+
 def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
+    models = ["efficientnet_lite0", "timm"]
     version = retrain(
-        models=["efficientnet_lite0", "timm"],
+        models=models,
         data="digits",
         overrides=[*TINY_OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
     )
-    client = registry.tracking.connect()
-    registered = client.get_model_version(registry.REGISTERED_MODEL, version)
+    registered = tracking.connect().get_model_version(REGISTERED_MODEL, version)
     assert registered.tags["decision"]
     with get_client(sync_client=True) as api:
-        (run,) = api.read_flow_runs(flow_run_filter=FlowRunFilter())
-        assert run.state is not None
-        assert run.state.is_completed()
+        runs = api.read_flow_runs(flow_run_filter=FlowRunFilter())
+        assert [run.parameters["models"] for run in runs if run.state and run.state.is_completed()] == [models]
         artifacts = {artifact.key: artifact for artifact in api.read_artifacts()}
     assert str(artifacts["candidates"].data).count("MLflow run") == 2
     assert registered.tags["decision"] in str(artifacts["decision"].data)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ('{"data": "/no/such/place"}', ["/no/such/place", "cifar10 or digits"]),
-        ("digits", ["digits"]),
-        ('["digits"]', ["models, experiment, data"]),
-        ('{"modles": []}', ["modles", "'models', 'experiment', 'data'"]),
-        ('{"models": []}', ["models", "at least 1"]),
-        ('{"data": "digits", "overrides": ["trainer.epochs=0"]}', ["trainer.epochs=0"]),
-        (
-            '{"data": "digits", "models": ["resnet18"], "overrides": ["model.weights=/no.safetensors"]}',
-            ["/no.safetensors"],
-        ),
-    ],
-)
-def test_a_mistake_ends_the_command_with_code_2(
-    arguments: str, words: list[str], run_module: Callable[..., CompletedProcess[str]]
-) -> None:
-    assert_user_error(run_module("flows.retrain", arguments), *words)
-
-
 def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
     assert data_overrides("digits") == ["data=digits"]
-    odd = tmp_path / "Ann's pictures, all"
+    odd = tmp_path / "Ann's pictures, all (1)"
     odd.mkdir()
-    config = compose_config(data_overrides(str(odd)))
-    assert (config.data.root, config.data.name) == (str(odd), "Ann's pictures, all")
+    settings = compose(data_overrides(str(odd)))
+    assert (settings.data.root, settings.data.name) == (str(odd), odd.name)
     with pytest.raises(UserError, match="no such path"):
         data_overrides("")
 

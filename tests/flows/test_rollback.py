@@ -6,9 +6,11 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.rollback import rollback
-from tests.conftest import state_in
-from training import registry
-from training.errors import UserError
+from serving.model.errors import UserError
+from serving.model.registry import CHAMPION, REGISTERED_MODEL
+from tests.helpers.state import state_in
+from training import tracking
+from training.release import registry
 
 pytestmark = pytest.mark.slow
 
@@ -20,11 +22,11 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def test_the_previous_champion_is_put_back_once(prefect_api: None) -> None:
-    client, name = registry.tracking.connect(), registry.REGISTERED_MODEL
+    client, name = tracking.connect(), REGISTERED_MODEL
     client.create_registered_model(name)
     first, second = (str(client.create_model_version(name, "s3://models/a").version) for _ in range(2))
     client.set_model_version_tag(name, second, registry.PREVIOUS, first)
-    client.set_registered_model_alias(name, registry.CHAMPION, second)
+    client.set_registered_model_alias(name, CHAMPION, second)
 
     assert rollback() == first
     champion = registry.champion()

@@ -1,63 +1,42 @@
-"""Services with settings of their own, and pictures to ask them about."""
+"""Services of the trained ONNX file with settings of their own."""
 
-import io
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import NamedTuple
 
 import httpx
-import numpy as np
-import onnx
 import pytest
-from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
-from serving.process import running
-from tests.conftest import Trained, free_port
-
-
-class Served(NamedTuple):
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-Serve = Callable[..., AbstractContextManager[Served]]
+from serving.model.registry import CHAMPION_URI
+from tests.helpers import service as services
+from tests.helpers.service import InProcess, Serve, Served
+from tests.helpers.state import Trained
 
 
 @pytest.fixture(scope="session")
 def serve(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Runs a service of the trained ONNX file, or as the settings say, until the block ends."""
+    """Runs a service in a process of its own, with environment variables, until the block ends."""
 
     @contextmanager
     def start(**settings: str) -> Iterator[Served]:
-        port = free_port()
-        url, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("service") / "log"
-        defaults = {"SERVING_PORT": str(port), "SERVING_MODEL": str(trained.onnx)}
-        with running(url, log, {**defaults, **settings}) as process:
-            yield Served(url, process, log)
+        log = tmp_path_factory.mktemp("service") / "log"
+        with services.served(log, **{"SERVING_MODEL": str(trained.onnx), **settings}) as running:
+            yield running
 
     return start
 
 
-def edit_onnx(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
-    model = onnx.load(source)
-    edit(model)
-    onnx.save(model, target)
-    return target
+@pytest.fixture(scope="session")
+def in_process(trained: Trained) -> InProcess:
+    """Runs the application in this process, with settings by name; yields a client of it."""
+
+    def start(**settings: object) -> AbstractContextManager[httpx.Client]:
+        return services.in_process(**{"model": str(trained.onnx), **settings})
+
+    return start
 
 
-def png(height: int = 32, width: int = 32, seed: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def metric(url: str, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
-    text = httpx.get(f"{url}/metrics").raise_for_status().text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    assert any(sample.name == name for sample in samples) or labels, f"no metric {name}"
-    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+@pytest.fixture(scope="session")
+def client(trained: Trained, in_process: InProcess) -> Iterator[httpx.Client]:
+    """A client of the application with the registry's champion and otherwise the default settings."""
+    with in_process(model=CHAMPION_URI) as client:
+        yield client

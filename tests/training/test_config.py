@@ -1,42 +1,44 @@
-"""Every configuration composes, and what it names can be built."""
+"""Every configuration composes, every value is checked before any work, and every text is taken as it stands."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 
-from training.config import compose_config
-from training.data import build_transform
-from training.errors import UserError
-
-CONF = Path(__file__).parents[2] / "training" / "conf"
+from serving.model.errors import UserError
+from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
+from training import compare, eda, evaluate
+from training.config import CONFIG_DIR, compose, hydra_command
+from training.data.augmentation import build_transform
+from training.settings import CompareSettings, EdaSettings, EvaluateSettings, Settings, TrainSettings
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+    return sorted(path.stem for path in (Path(CONFIG_DIR) / group).glob("*.yaml") if path.stem != "base")
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 @pytest.mark.parametrize("model", options("model"))
 def test_every_experiment_composes_with_every_model(experiment: str, model: str) -> None:
     backbone = ["model.backbone=convnext_tiny"] if model == "timm" else []
-    config = compose_config([f"experiment={experiment}", f"model={model}", *backbone])
-    assert timm.is_model(config.model.backbone)
-    assert config.model.name == (model if model != "timm" else "convnext_tiny")
+    settings = compose([f"experiment={experiment}", f"model={model}", *backbone])
+    assert timm.is_model(settings.model.backbone)
+    assert settings.model.name == (model if model != "timm" else "convnext_tiny")
 
 
 @pytest.mark.parametrize("transforms", options("transforms"))
 def test_every_augmentation_can_be_built(transforms: str) -> None:
-    config = compose_config([f"transforms={transforms}"])
-    names = [type(step).__name__ for step in build_transform(config.transforms, 32, 224).transforms]
-    assert names == [
-        *("Resize", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout", "ToTensorV2"),
-    ]
+    settings = compose([f"transforms={transforms}"])
+    names = [type(step).__name__ for step in build_transform(settings.transforms, 32, 224).transforms]
+    assert names == ["Resize", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout", "ToTensorV2"]
 
 
 def test_the_reference_augmentation_is_the_published_one() -> None:
-    config = compose_config(["experiment=reference", "model=resnet18"])
-    resize, pad, crop, flip, rotate, dropout, _ = build_transform(config.transforms, 32, 224).transforms
+    settings = compose(["experiment=reference", "model=resnet18"])
+    resize, pad, crop, flip, rotate, dropout, _ = build_transform(settings.transforms, 32, 224).transforms
     assert (resize.height, resize.width, crop.height, crop.width) == (224,) * 4
     assert (pad.min_height, pad.min_width) == (247, 247)
     assert flip.p == rotate.p == 0.5
@@ -44,21 +46,144 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
     assert tuple(dropout.num_holes_range) == (1, 5)
     assert tuple(dropout.hole_height_range) == tuple(dropout.hole_width_range) == (0.1, 0.25)
     assert dropout.fill == 0
-    trainer = config.trainer
+    trainer = settings.trainer
     assert (trainer.epochs, trainer.batch_size, trainer.optimizer, trainer.lr) == (5, 64, "adam", 1e-4)
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("overrides", "words"),
     [
-        ("trainer.epoch=3", ["epoch"]),
-        ("model=resnet19", ["resnet19", "densenet121", "efficientnet_lite0"]),
-        ("experiment=slow", ["slow", "quick", "reference"]),
-        ("trainer.epochs", ["trainer.epochs"]),
+        (["trainer.epoch=3"], ["epoch"]),
+        (["model=resnet19"], ["resnet19", "densenet121", "efficientnet_lite0"]),
+        (["experiment=slow"], ["slow", "quick", "reference"]),
+        (["trainer.epochs"], ["trainer.epochs"]),
+        (["data=folder"], ["data.root"]),
+        (["model=timm"], ["model.backbone"]),
+        (["+data.colour=red"], ["data.colour=red", "not permitted"]),
+        (["model=timm", "model.backbone=resnet19"], ["model.backbone=resnet19", "did you mean", "resnet18"]),
+        (["model=resnet18", "model.weights=package"], ["model.weights=package", "tf_efficientnet_lite0 only"]),
+        (["model.weights=no/such.pt"], ["model.weights=no/such.pt", "no such file"]),
+        (["trainer.optimizer=adamm"], ["trainer.optimizer=adamm", "adamw"]),
+        (["trainer.resume=always"], ["trainer.resume=always", "'auto' or 'never'"]),
+        (["transforms.steps.rotate.limit=abc"], ["transforms.steps.rotate.limit=abc", "tuple"]),
+        (["+transforms.steps.rotate.limits=3"], ["transforms.steps.rotate", "limits"]),
     ],
 )
-def test_a_wrong_override_is_explained(override: str, words: list[str]) -> None:
-    with pytest.raises(UserError) as failure:
-        compose_config([override])
-    assert len(str(failure.value).splitlines()) <= 2
-    assert all(word in str(failure.value) for word in words)
+def test_a_wrong_override_is_explained(overrides: list[str], words: list[str]) -> None:
+    assert_raises_in_words(UserError, lambda: compose(overrides), *words)
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of all values, and the values; a list is one value."""
+    for name, value in values.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [(prefix + name, value)]
+
+
+def wrong(value: Any) -> str:
+    """Nothing is no text, a text is no number, and a number is neither a list nor a dictionary."""
+    return "" if isinstance(value, str) else "abc" if isinstance(value, int | float | None) else "7"
+
+
+DEFAULTS = compose(["data=digits"]).model_dump(mode="json")
+# What a path or a source is made of is checked with the rest of it.
+KEYS = {key: value for key, value in leaves(DEFAULTS) if key not in ("data.root",)}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_every_group_refuses_a_wrong_value_by_name(key: str) -> None:
+    assert_raises_in_words(UserError, lambda: compose(["data=digits", f"{key}={wrong(KEYS[key])}"]), key)
+
+
+def run_command(run: Callable[[Any], None], settings: type[Settings], name: str, *words: str) -> Any:
+    """What the command receives as its settings."""
+    received = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *words])
+        hydra_command(received.append, settings, name)
+    (values,) = received
+    assert run.__annotations__["settings"] is settings
+    return values
+
+
+@pytest.mark.parametrize(
+    ("run", "settings", "name", "words", "key"),
+    [
+        (evaluate.main, EvaluateSettings, "evaluate", ["data=digits"], "model_uri"),
+        (evaluate.main, EvaluateSettings, "evaluate", ["data=digits", "model_uri=m", "seed=abc"], "seed=abc"),
+        (evaluate.main, EvaluateSettings, "evaluate", ["data=digits", "model_uri=m", "report="], "report="),
+        (eda.main, EdaSettings, "eda", ["data=digits", "near_duplicate=75"], "near_duplicate=75"),
+        (eda.main, EdaSettings, "eda", ["data=digits", "mlflow_experiment="], "mlflow_experiment="),
+        (eda.main, EdaSettings, "eda", ["data=folder"], "data.root"),
+        (compare.main, CompareSettings, "compare", ["models=[]"], "models"),
+        (compare.main, CompareSettings, "compare", ["experiments=frozen"], "experiments=frozen"),
+        (compare.main, CompareSettings, "compare", ["overrides=[3]"], "overrides.0=3"),
+    ],
+)
+def test_the_other_commands_refuse_a_wrong_value_by_name(
+    run: Callable[[Any], None],
+    settings: type[Settings],
+    name: str,
+    words: list[str],
+    key: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_command(run, settings, name, *words)
+    assert stop.value.code == 2
+    assert key in capsys.readouterr().err
+
+
+ODD = [
+    "x(1).zip",
+    "a,b.zip",
+    "a=b",
+    "Ann's, all",
+    "[{#&!;",
+    "Bilder/Müll",
+    "${seed}",
+    "back\\slash\\",
+    "12",
+    "~a",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_is_taken_as_it_stands(text: str) -> None:
+    settings = compose(["data=folder", f"data.root={text}", f"data.name={text}", f"state_dir={text}"])
+    assert (settings.data.root, settings.data.name, settings.state_dir) == (text, text, Path(text))
+    assert settings.data.source["root"] == text
+    given = ["data=folder", f"data.root={text}", f"model_uri={text}", f"report={text}"]
+    received = run_command(evaluate.main, EvaluateSettings, "evaluate", *given)
+    assert (received.data.root, received.model_uri, received.report) == (text, text, Path(text))
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "module"),
+    [
+        (TrainSettings, "config", "training.train"),
+        (EvaluateSettings, "evaluate", "training.evaluate"),
+        (EdaSettings, "eda", "training.eda"),
+        (CompareSettings, "compare", "training.compare"),
+    ],
+)
+def test_help_shows_every_key_with_an_example(
+    settings: type[Settings],
+    config: str,
+    module: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        hydra_command(lambda _: None, settings, config)
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert f"python -m {module} " in shown
+    assert all(f"\n{key}:" in shown for key in settings.model_fields)
+
+
+def test_a_mistake_ends_a_command_with_code_2_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    result = run_module("training.train", "trainer.epochs=0", STATE_DIR=str(tmp_path), MLFLOW_TRACKING_URI=uri)
+    assert_user_error(result, "trainer.epochs=0", "greater than 0")
+    assert not list(tmp_path.iterdir()), "no run was started"

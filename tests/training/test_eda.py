@@ -1,10 +1,10 @@
 """python -m training.eda, its page, the near-duplicates that it finds, and the notebook."""
 
 import csv
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import mlflow
 import nbformat
@@ -14,26 +14,26 @@ from nbclient import NotebookClient
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from tests.conftest import assert_user_error
-from training import tracking
-from training.config import compose_config
-from training.data import ImageData, load_data
-from training.eda import pixel_statistics, training_pictures
-from training.near_duplicates import nearest_neighbours, write_pairs
+from training import eda, tracking
+from training.config import compose
+from training.data.eda.near_duplicates import nearest_neighbours, write_pairs
+from training.data.eda.statistics import pixel_statistics, training_pictures
+from training.data.split import ImageData, load_data
+from training.settings import EdaSettings
 
-Run = Callable[..., CompletedProcess[str]]
 NOTEBOOK = Path(__file__).parents[2] / "training" / "eda.ipynb"
 
 
 def load(*overrides: str) -> ImageData:
-    return load_data(compose_config(overrides).data, 42)
+    return load_data(compose(overrides).data, 42)
 
 
-def test_the_command_writes_a_page_that_mlflow_keeps(run_module: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "report"
-    result = run_module("training.eda", "data=digits", f"report={folder}")
-    assert result.returncode == 0, result.stderr
-    assert f"page: {folder / 'eda.html'}" in result.stdout
+def test_the_page_is_written_and_mlflow_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, composed = tmp_path / "report", compose(["data=digits"])
+    common = {"data": composed.data, "seed": composed.seed, "state_dir": composed.state_dir}
+    caplog.set_level(logging.INFO)
+    eda.main(EdaSettings(**common, report=folder, near_duplicate=0.75, mlflow_experiment="eda"))
+    assert f"page: {folder / 'eda.html'}" in caplog.text
 
     html = (folder / "eda.html").read_text()
     data = load("data=digits")
@@ -59,14 +59,6 @@ def test_the_command_writes_a_page_that_mlflow_keeps(run_module: Run, tmp_path: 
     assert run.data.tags["data_fingerprint"] == data.fingerprint
     kept = {file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
     assert kept == {"eda.html", "near_duplicates.csv", *pictures}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["data=folder"], ["data.root"]), (["data=digits", "near_duplicate=75"], ["near_duplicate=75", "up to 1"])],
-)
-def test_a_mistake_is_explained(arguments: list[str], words: list[str], run_module: Run) -> None:
-    assert_user_error(run_module("training.eda", *arguments), *words)
 
 
 def test_the_statistics_are_those_of_all_pixels(image_folder: Path) -> None:

@@ -1,0 +1,75 @@
+"""A function's arguments from words like `key=value`, in the grammar of Hydra's command lines."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from prefect import Flow
+from pydantic import TypeAdapter, ValidationError
+
+from serving.model.errors import UserError, exit_on_user_error
+
+T = TypeVar("T")
+
+
+def run_command(function: Callable[..., T] | Flow[..., T], example: str) -> T:
+    """Calls a function or a flow with the arguments of the command line.
+
+    `--help` shows them, with the example; a mistake ends the program with exit code 2.
+    """
+    words = sys.argv[1:]
+    if {"--help", "-h"} & set(words):
+        print(_usage(function, example))
+        sys.exit()
+    with exit_on_user_error():
+        return function(**arguments(function, words))
+
+
+def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
+    """Parses and validates the arguments of a function.
+
+    A text or a path is taken as it stands after the first `=`; everything else is parsed: `models=[a,b]`.
+
+    Raises:
+        UserError: an argument is not known, is missing, or is not what it must be.
+    """
+    parameters = _parameters(function)
+    kinds = get_type_hints(function.fn if isinstance(function, Flow) else function, include_extras=True)
+    values = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name not in parameters or not equals:
+            known = f"KEY is one of {', '.join(parameters)}" if parameters else "this command takes none"
+            raise UserError(f"{word}: give KEY=VALUE, where {known}")
+        try:
+            values[name] = TypeAdapter(kinds[name]).validate_python(_parsed(kinds[name], word, text))
+        except (HydraException, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+            raise UserError(f"{word}: {reason}") from error
+    missing = [name for name in parameters if name not in values and parameters[name].default is inspect._empty]
+    if missing:
+        raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
+    return values
+
+
+def _parsed(kind: Any, word: str, text: str) -> Any:
+    return text if kind in (str, Path) else OverridesParser.create().parse_override(word).value()
+
+
+def _parameters(function: Callable[..., Any] | Flow[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function.fn if isinstance(function, Flow) else function).parameters)
+
+
+def _usage(function: Callable[..., Any] | Flow[..., Any], example: str) -> str:
+    summary, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n")
+    meanings = dict(re.findall(r"^ +(\w+): (.+)$", rest, re.MULTILINE))
+    lines = [summary, "", "For example:", f"  {example}", "", "Keys, with their values by default:"]
+    for name, parameter in _parameters(function).items():
+        default = "" if parameter.default is inspect._empty else str(parameter.default).replace("'", "")
+        lines.append(f"  {name + '=' + default:<32} {meanings.get(name, '')}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Many pictures into one Parquet file of predictions."""

@@ -1,0 +1,164 @@
+"""Predictions for many pictures as one Parquet file."""
+
+import itertools
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from serving.batch.parts import Parts
+from serving.model.errors import PictureError
+from serving.model.pictures.files import File, Files
+from serving.model.predictor import RUNS, Predictor
+
+log = logging.getLogger(__name__)
+
+PART_ROWS = 2048  # what a kill can cost
+BATCH = 8  # larger ones leave a core's cache and are slower
+AHEAD = 2 * RUNS  # batches after the one that is waited for
+
+# A picture's name, and its probabilities or why it has none.
+Row = tuple[str, np.ndarray | PictureError]
+
+
+class BatchPrediction:
+    """Classifies the pictures of a source into `target`, beginning where an earlier run of the same was cut off.
+
+    A row has the columns name, label, confidence, one `probability_<class>` a class (float32, 0 to 1), model_version,
+    and error: null, or why the picture has no answer, and then label, confidence and probabilities are null. Rows are
+    in the source's order. The file's metadata holds all that the model says of itself.
+
+        with BatchPrediction(source, predictor, target, max_pixels) as prediction:
+            for _ in prediction.run():
+                ...
+
+    Attributes:
+        rows_left: how many pictures `run` will classify.
+
+    Raises:
+        UserError: `target` can't be written, or another run is writing it.
+    """
+
+    def __init__(self, source: Files, predictor: Predictor, target: Path, max_pixels: int) -> None:
+        self._source = source
+        self._predictor = predictor
+        self._target = target
+        self._max_pixels = max_pixels
+        origin = {"source": source.fingerprint(), "max_pixels": str(max_pixels), "model_version": predictor.version}
+        self._schema = pa.schema(
+            [
+                ("name", pa.string()),
+                ("label", pa.string()),
+                ("confidence", pa.float32()),
+                *((f"probability_{label}", pa.float32()) for label in predictor.classes),
+                ("model_version", pa.string()),
+                ("error", pa.string()),
+            ],
+            metadata={**predictor.metadata.properties(), **origin},
+        )
+
+    def __enter__(self) -> "BatchPrediction":
+        self._parts = Parts(self._target, self._schema)
+        if self._parts.rows:
+            log.info("going on after %d of %d pictures", sum(self._parts.rows), len(self._source))
+        self._threads = ThreadPoolExecutor(RUNS, "model")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._parts.close()
+
+    @property
+    def rows_left(self) -> int:
+        return len(self._source) - sum(self._parts.rows)
+
+    def run(self) -> Iterator[None]:
+        """Does the work; yields once a picture."""
+        answers = self._answers()
+        while self.rows_left:
+            rows = []
+            for row in itertools.islice(answers, min(PART_ROWS, self.rows_left)):
+                rows.append(row)
+                yield
+            self._parts.add(self._table(rows))
+        self._parts.merge()
+
+    def _answers(self) -> Iterator[Row]:
+        """The rows that are left, in order; the threads are some batches ahead."""
+        pictures = self._source.read_from(sum(self._parts.rows))
+        running: deque[Future[list[Row]]] = deque()
+        while batch := list(itertools.islice(pictures, BATCH)):
+            running.append(self._threads.submit(self._classify, batch))
+            if len(running) > AHEAD:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+
+    def _classify(self, files: Sequence[File]) -> list[Row]:
+        contents = [_read(file) for file in files]
+        readable = [content for content in contents if isinstance(content, bytes)]
+        answers = iter(self._predictor.classify(readable, self._max_pixels, all_cores=False))
+        rows = []
+        for file, content in zip(files, contents, strict=True):
+            answer = content if isinstance(content, PictureError) else next(answers)
+            if not isinstance(answer, np.ndarray | PictureError):
+                raise answer
+            # What is not UTF-8 in a file's name can't be kept in Parquet as it is.
+            name = file.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            rows.append((name, answer))
+        return rows
+
+    def _table(self, rows: Sequence[Row]) -> pa.Table:
+        names, answers = zip(*rows, strict=True)
+        errors = [answer.message if isinstance(answer, PictureError) else None for answer in answers]
+        failed = np.array([error is not None for error in errors])
+        nothing = np.zeros(len(self._predictor.classes), np.float32)
+        probabilities = np.stack([nothing if isinstance(answer, PictureError) else answer for answer in answers])
+        labels = np.array(self._predictor.classes, object)[probabilities.argmax(axis=1)]
+        return pa.Table.from_arrays(
+            [
+                pa.array(names),
+                pa.array(labels, mask=failed),
+                *(pa.array(column, mask=failed) for column in (probabilities.max(axis=1), *probabilities.T)),
+                pa.array([self._predictor.version] * len(rows)),
+                pa.array(errors, pa.string()),
+            ],
+            schema=self._schema,
+        )
+
+
+def _read(file: File) -> bytes | PictureError:
+    try:
+        return file.read()
+    except PictureError as error:
+        return error
+
+
+def summary(target: Path) -> list[dict[str, Any]]:
+    """How many pictures got which label, and how sure the model was: a row a class, then all, then those without."""
+    table = parquet.read_table(target, columns=["label", "confidence"])
+    labels = table["label"].to_numpy()
+    confidences = table["confidence"].to_numpy()  # NaN without an answer
+    answered = ~np.isnan(confidences)
+
+    def row(title: str, chosen: np.ndarray) -> dict[str, Any]:
+        sure = confidences[chosen & answered]
+        return {
+            "class": title,
+            "pictures": int(chosen.sum()),
+            "mean confidence": f"{sure.mean():.1%}" if sure.size else "",
+            "below 50%": int((sure < 0.5).sum()),
+            "50% to 90%": int(((sure >= 0.5) & (sure < 0.9)).sum()),
+            "from 90%": int((sure >= 0.9).sum()),
+        }
+
+    classes = json.loads(table.schema.metadata[b"classes"])
+    rows = [row(label, labels == label) for label in classes]
+    return [*rows, row("(all)", answered), row("(no answer)", ~answered)]

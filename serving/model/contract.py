@@ -1,0 +1,61 @@
+"""What an ONNX file of ours takes, answers, and says of itself: written by the export, read by the predictor."""
+
+import json
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+INPUT = "images"  # uint8 (N, H, W, 3), RGB, for any N, H and W
+OUTPUT = "probabilities"  # float32 (N, classes); each row adds up to 1
+MODEL_FILE = "model.onnx"  # in the registry
+
+# What the metadata of new files means. Files from before there was such a number are of contract 0.
+CONTRACT = 1
+
+
+class Metadata(BaseModel):
+    """An ONNX file's metadata, where every value is a text: JSON, except that a text stands as it is.
+
+    Attributes:
+        contract: what the other values mean.
+        classes: in the order of the probabilities.
+        model_name, mlflow_run_id, data_name: the model, the run that trained it, the pictures it was trained on.
+        image_size: height and width, in pixels, that Resize makes of a picture.
+        mean, std: of Normalize, per RGB channel, for pixels scaled to [0, 1].
+        quantization: `none` or `int8`.
+        git_commit, git_dirty: what trained it, and whether files differed from that: true, false or unknown.
+        data_fingerprint: the SHA-256 of the pictures.
+        test: metrics over the test pictures in [0, 1], such as accuracy; in the file each is a `test_` value.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    contract: int = 0
+    classes: list[str]
+    model_name: str
+    mlflow_run_id: str
+    data_name: str
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = None
+    quantization: str | None = None
+    git_commit: str | None = None
+    git_dirty: str | None = None
+    data_fingerprint: str | None = None
+    test: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> "Metadata":
+        """Reads a file's metadata; raises ValueError where it is not that of a file of ours."""
+        texts = {name for name, field in cls.model_fields.items() if field.annotation in (str, str | None)}
+        known = {name: properties[name] for name in properties if name in cls.model_fields or name[:5] == "test_"}
+        values = {name: text if name in texts else json.loads(text) for name, text in known.items()}
+        test = {name[5:]: value for name, value in values.items() if name[:5] == "test_"}
+        return cls.model_validate({**values, "test": test})
+
+    def properties(self) -> dict[str, str]:
+        """All values that are known, as the file keeps them."""
+        values = self.model_dump(exclude_none=True)
+        values |= {f"test_{name}": value for name, value in values.pop("test").items()}
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -1,0 +1,73 @@
+"""The failures that have a name: who can mend them, and whether another try is worth it."""
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A setting, a path, data or a model that somebody must mend: another try would fail in the same way.
+
+    The message says in one or two lines what is wrong, with the value, and what to do.
+    """
+
+
+class ModelError(UserError):
+    """There is no such model, or it does not answer as one of ours."""
+
+
+class RegistryError(Exception):
+    """The registry or its storage does not answer; another try may succeed."""
+
+
+class PictureError(Exception):
+    """A picture can't be read or decoded, or is too large; `message` is a sentence for people.
+
+    `code` is for programs: `unreadable`, `not_a_picture`, `broken_picture` or `too_many_pixels`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Ends the program with exit code 2 and one or two lines, where the error has words for people."""
+    try:
+        yield
+    except Exception as error:
+        if not (message := in_words(error)):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_words(error: BaseException) -> str | None:
+    """What people are told without a traceback; None for a mistake of ours, which needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if disk := full_disk(error):
+        return f"the disk of {disk} is full\nFree some space, or name another disk with STATE_DIR; then start it again."
+    return str(error) if isinstance(error, RegistryError) else None
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """A path on the full disk that an error came from. Libraries wrap the kernel's error, and SQLite has its own."""
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+    while error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in words):
+            return str(getattr(error, "filename", None) or _fullest_disk())
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _fullest_disk() -> str:
+    """What failed may not say where it wrote: of the two places there are, the one with less space."""
+    places = filter(os.path.exists, (os.environ.get("STATE_DIR", "state"), tempfile.gettempdir()))
+    return os.path.abspath(min(places, key=lambda place: shutil.disk_usage(place).free))

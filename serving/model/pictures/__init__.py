@@ -1,0 +1,1 @@
+"""Pictures as files: where they lie, and their bytes as pixels."""

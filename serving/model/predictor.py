@@ -1,0 +1,135 @@
+"""An ONNX Runtime session, and what its file says of itself."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from serving.model.contract import INPUT, OUTPUT, Metadata
+from serving.model.errors import ModelError
+from serving.model.pictures.decoding import decode
+
+CORES = len(os.sched_getaffinity(0))
+# Concurrent batches: one more than the cores, so that none idles when a batch finishes.
+RUNS = CORES + 1
+
+CPU = ("CPUExecutionProvider",)
+Answer = np.ndarray | Exception
+
+
+class Predictor:
+    """A model that has passed its self-test.
+
+    Args:
+        path: an ONNX file with our metadata.
+        version: the registry's.
+        providers: of ONNX Runtime, in order of preference; those that its installed build lacks are left out.
+
+    Raises:
+        ModelError: it can't be loaded, or fails its self-test.
+    """
+
+    def __init__(self, path: Path, version: str = "file", providers: Sequence[str] = CPU) -> None:
+        try:
+            available = [name for name in providers if name in onnxruntime.get_available_providers()]
+            self._on_all_cores = open_session(path, available)
+            # A core for each batch: threads that share the work on one picture wait for one another.
+            one_core = available[0] == CPU[0] and CORES > 1
+            self._on_one_core = open_session(path, available, threads=1) if one_core else self._on_all_cores
+            self.metadata = Metadata.from_properties(self._on_all_cores.get_modelmeta().custom_metadata_map)
+            self._self_test()
+        except Exception as error:  # ONNX Runtime raises a kind of its own for every way a file can be wrong
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            raise ModelError(f"{path} is not one of our ONNX models ({reason})") from error
+        self.providers: list[str] = self._on_all_cores.get_providers()
+        self.version = version
+        self.loaded_at = datetime.now(UTC)
+
+    @property
+    def classes(self) -> list[str]:
+        """In the order of the probabilities."""
+        return self.metadata.classes
+
+    def predict(self, images: np.ndarray, *, all_cores: bool) -> np.ndarray:
+        """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes).
+
+        With `all_cores` a CPU's cores share the work, which is right where nothing else runs meanwhile.
+        """
+        return run_session(self._on_all_cores if all_cores else self._on_one_core, images)
+
+    def classify(
+        self,
+        contents: Sequence[bytes],
+        max_pixels: int,
+        *,
+        all_cores: bool,
+        on_run: Callable[[int], None] = lambda pictures: None,
+    ) -> list[Answer]:
+        """Decodes image files and runs the model once for all pictures of one size.
+
+        While RUNS calls are at work, fewer than (RUNS + 1) * `max_pixels` pixels are held.
+
+        Args:
+            on_run: told the number of pictures in each run of the model.
+
+        Returns:
+            For each in order float32 (classes,), or why there is no answer: a PictureError, or what the model or the
+            decoder has failed with.
+        """
+        answers: dict[int, Answer] = {}
+        groups: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+        held = 0
+
+        def run() -> None:
+            for group in groups.values():
+                on_run(len(group))
+                try:
+                    images = np.stack(list(group.values()))
+                    answers.update(zip(group, self.predict(images, all_cores=all_cores), strict=True))
+                except Exception as error:  # out of memory, say: these have no answer, others may have one
+                    answers.update(dict.fromkeys(group, error))
+            groups.clear()
+
+        for index, content in enumerate(contents):
+            try:
+                picture = decode(content, max_pixels)
+            except Exception as error:
+                answers[index] = error
+                continue
+            groups[picture.shape][index] = picture
+            held += picture.shape[0] * picture.shape[1]
+            if held > max_pixels // RUNS:
+                run()
+                held = 0
+        run()
+        return [answers[index] for index in range(len(contents))]
+
+    def _self_test(self) -> None:
+        """Classifies generated pictures, which also warms the sessions up."""
+        pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+        for session in {self._on_all_cores, self._on_one_core}:
+            probabilities = run_session(session, pictures)
+            if probabilities.shape != (2, len(self.classes)):
+                raise ValueError(f"probabilities of shape {probabilities.shape} for {len(self.classes)} classes")
+            # What is not finite does not add up to 1 either.
+            if probabilities.min() < 0 or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+                raise ValueError("the probabilities of a generated picture do not add up to 1")
+
+
+def open_session(path: Path, providers: Sequence[str] = CPU, threads: int = 0) -> onnxruntime.InferenceSession:
+    """A session with so many threads; 0: one for each core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Between runs, threads that spin while they wait take the cores that decode pictures and answer requests.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(path, options, providers=providers)
+
+
+def run_session(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
+    (probabilities,) = session.run([OUTPUT], {INPUT: images})
+    return probabilities

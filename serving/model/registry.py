@@ -1,0 +1,95 @@
+"""MLflow's registry: its address, our names in it, which version a name stands for, and that version's file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from serving.model.contract import MODEL_FILE
+from serving.model.errors import ModelError, RegistryError, UserError
+
+REGISTERED_MODEL = "cifar10-classifier"
+CHAMPION, CHALLENGER = "champion", "challenger"
+SCHEME = "models:/"
+CHAMPION_URI = f"{SCHEME}{REGISTERED_MODEL}@{CHAMPION}"
+
+# MLflow's error codes for what is not there; the second one is that of an alias which nobody has set.
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def tracking_uri(state_dir: Path) -> str:
+    """MLFLOW_TRACKING_URI, or the SQLite file in the state directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(state_dir / 'mlflow.db').resolve()}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file behind a tracking URI, where it is one."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def connect(uri: str) -> Any:
+    """Points MLflow at a registry; returns the package, whose import takes seconds."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a log would have a line for every step
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow
+
+
+def be_impatient() -> None:
+    """Lets MLflow give up within seconds instead of minutes: a service has its copy on disk to go on with."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
+def find_version(model: str, state_dir: Path) -> str:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for now.
+
+    Raises:
+        UserError: there is no registry, or (ModelError) no such version in it.
+        RegistryError: the registry does not answer.
+    """
+    client = _connect_to_existing(state_dir).MlflowClient
+    name, at, alias = model.removeprefix(SCHEME).partition("@")
+    try:
+        if at:
+            return str(client().get_model_version_by_alias(name, alias).version)
+        return str(client().get_model_version(*name.split("/", 1)).version)
+    except Exception as error:
+        raise explained(error, model) from error
+
+
+def download(model: str, version: str, state_dir: Path, directory: Path | None = None) -> Path:
+    """Fetches what belongs to a version of a registered model; returns its ONNX file.
+
+    Args:
+        directory: where to write it; by default MLflow chooses, and copies nothing that is on this disk.
+
+    Raises: as `find_version` does.
+    """
+    mlflow = _connect_to_existing(state_dir)
+    uri = version_uri(version, model.removeprefix(SCHEME).partition("@")[0].partition("/")[0])
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory and str(directory))) / MODEL_FILE
+    except Exception as error:
+        raise explained(error, uri) from error
+
+
+def version_uri(version: str, name: str = REGISTERED_MODEL) -> str:
+    return f"{SCHEME}{name}/{version}"
+
+
+def explained(error: Exception, what: str) -> ModelError | RegistryError:
+    """What an error of MLflow, its database, its storage or the network on the way comes to."""
+    import mlflow
+
+    reason, uri = (str(error).strip() or type(error).__name__).splitlines()[0], mlflow.get_tracking_uri()
+    if getattr(error, "error_code", None) in NOT_THERE:
+        return ModelError(f"{what} is not in the registry at {uri} ({reason}); make demo trains and registers a model")
+    return RegistryError(f"{what} can't be had: the registry at {uri} or its storage does not answer ({reason})")
+
+
+def _connect_to_existing(state_dir: Path) -> Any:
+    uri = tracking_uri(state_dir)
+    if (file := sqlite_file(uri)) and not file.exists():
+        raise UserError(f"there is no registry at {uri}; train a model first (make demo), or set MLFLOW_TRACKING_URI")
+    return connect(uri)

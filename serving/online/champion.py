@@ -1,0 +1,82 @@
+"""The model that answers, exchanged for a new version while serving."""
+
+import asyncio
+import logging
+
+from serving.model.errors import ModelError
+from serving.model.predictor import Predictor
+from serving.model.registry import be_impatient
+from serving.model.store import ModelStore
+from serving.online import metrics
+from serving.online.errors import Refusal
+from serving.settings import Settings
+
+log = logging.getLogger("bentoml.serving")  # BentoML prints what its own loggers say
+
+
+class Champion:
+    """The predictor in use, and the task that follows the registry's alias."""
+
+    def __init__(self, settings: Settings) -> None:
+        be_impatient()
+        self._store = ModelStore(settings.model, settings.state_dir, settings.providers)
+        self._poll_seconds = settings.poll_seconds
+        self._predictor: Predictor | None = None
+        self._broken: str | None = None
+        self._task = asyncio.create_task(self._follow())
+
+    @property
+    def predictor(self) -> Predictor:
+        """The current one. A request that keeps it is answered by it throughout, whatever the registry says meanwhile.
+
+        Raises:
+            Refusal: 503, none is loaded yet.
+        """
+        if self._predictor is None:
+            raise Refusal(503, "not_ready", "The model is being loaded; ask again in a moment.", {"retry-after": "1"})
+        return self._predictor
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        """Loads the model, then follows the alias; whatever goes wrong is tried again at the next turn."""
+        last_problem = None
+        while True:
+            problem, new = None, None
+            try:
+                new = await asyncio.to_thread(self._newer)
+            except Exception as error:  # also a full disk: the service outlives it
+                problem = f"{type(error).__name__}: {error}"
+                metrics.MODEL_CHANGES.labels("failed").inc()
+            if problem and problem != last_problem:
+                serving = f"version {self._predictor.version} goes on serving" if self._predictor else "not ready"
+                log.warning("%s: %s", serving, problem)
+            last_problem = problem
+            if new is not None:
+                self._use(new)
+            if self._predictor and not self._store.may_change:
+                return
+            await asyncio.sleep(self._poll_seconds)
+
+    def _newer(self) -> Predictor | None:
+        """The version that the alias names, if it is neither the one in use nor known to be broken."""
+        if self._predictor is None:
+            return self._store.load_copy()  # `python -m serving` has just fetched it
+        version = self._store.find_version()
+        if version in (self._predictor.version, self._broken):
+            return None
+        try:
+            return self._store.load_version(version)
+        except ModelError:
+            self._broken = version
+            raise
+
+    def _use(self, predictor: Predictor) -> None:
+        metrics.MODEL.clear()
+        said = predictor.metadata
+        metrics.MODEL.labels(said.model_name, predictor.version, said.mlflow_run_id).set(1)
+        metrics.MODEL_CHANGES.labels("taken").inc()
+        self._predictor = predictor
+        log.info("version %s answers from now on", predictor.version)

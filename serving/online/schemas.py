@@ -1,0 +1,109 @@
+"""The JSON of requests and answers."""
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.model.predictor import Predictor
+
+MODEL = {"name": "efficientnet_lite0", "version": "3", "run_id": "0f3a5c", "data": "cifar10"}
+PREDICTION = {"label": "cat", "confidence": 0.97, "probabilities": {"cat": 0.97, "dog": 0.03}}
+PROBLEM = {"code": "broken_picture", "message": "The picture is broken: image file is truncated."}
+
+
+def _example(**example: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]}, protected_namespaces=())
+
+
+class PictureJson(BaseModel):
+    """A picture in a JSON request."""
+
+    model_config = _example(image="iVBORw0KGgo...")
+    image: str = Field(description="An image file in base64.")
+
+
+class ModelName(BaseModel):
+    """Which model answered, and what it was trained on."""
+
+    model_config = _example(**MODEL)
+    name: str
+    version: str
+    run_id: str
+    data: str
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> "ModelName":
+        said = predictor.metadata
+        return cls(name=said.model_name, version=predictor.version, run_id=said.mlflow_run_id, data=said.data_name)
+
+
+class ModelInfo(ModelName):
+    """The model that answers, as it describes itself."""
+
+    model_config = _example(
+        **MODEL,
+        classes=["cat", "dog"],
+        metrics={"test_accuracy": 0.97},
+        metadata={"image_size": "224", "git_commit": "0f3a5c"},
+        loaded_at="2026-01-31T12:00:00Z",
+        providers=["CPUExecutionProvider"],
+    )
+    classes: list[str]
+    metrics: dict[str, float] = Field(description="Over the test set, when it was trained.")
+    metadata: dict[str, str] = Field(description="All that its ONNX file says of itself.")
+    loaded_at: datetime
+    providers: list[str] = Field(description="What runs it, in order of preference.")
+
+
+class Prediction(BaseModel):
+    """The classes of one picture, the likeliest first; all probabilities add up to 1."""
+
+    model_config = _example(**PREDICTION)
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+class Classification(Prediction):
+    """What a picture shows."""
+
+    model_config = _example(**PREDICTION, model=MODEL, request_id="6f1c")
+    model: ModelName
+    request_id: str
+
+
+class PictureProblem(BaseModel):
+    """Why a picture among others has no answer."""
+
+    model_config = _example(**PROBLEM)
+    code: str
+    message: str
+
+
+class BrokenPicture(BaseModel):
+    """Stands in the place of a picture that has no answer."""
+
+    error: PictureProblem
+
+
+class Classifications(BaseModel):
+    """One result a picture, in the order of the request."""
+
+    model_config = _example(results=[PREDICTION, {"error": PROBLEM}], model=MODEL, request_id="6f1c")
+    results: list[Prediction | BrokenPicture]
+    model: ModelName
+    request_id: str
+
+
+class Error(PictureProblem):
+    """Why a request was refused: a code for programs, a sentence for people."""
+
+    model_config = _example(**PROBLEM, request_id="6f1c")
+    request_id: str
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of a route, for the OpenAPI document."""
+    return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}

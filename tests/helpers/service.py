@@ -1,0 +1,66 @@
+"""The service in this process or in one of its own, and what it tells."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import onnx
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from flows.running_service import running
+from serving.online.app import create_app, middlewares
+from serving.settings import load_settings
+from tests.helpers.waiting import free_port, wait_until
+
+
+class Served(NamedTuple):
+    """A service in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+Serve = Callable[..., AbstractContextManager[Served]]
+InProcess = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+@contextmanager
+def served(log: Path, **settings: str) -> Iterator[Served]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running(url, log, {"SERVING_PORT": str(port), **settings}) as process:
+        yield Served(url, process, log)
+
+
+@contextmanager
+def in_process(**settings: Any) -> Iterator[httpx.Client]:
+    """A client of the application as BentoML wraps it, once it has its model."""
+    values = load_settings(**settings)
+    app: Any = create_app(values)
+    for middleware, arguments in middlewares(app, values):
+        app = middleware(app, **arguments)
+    with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
+        token = {"authorization": f"Bearer {values.tokens[0].get_secret_value()}"} if values.tokens else {}
+        wait_until(lambda: client.get("/model", headers=token).is_success)
+        yield client
+
+
+def metric(service: str | httpx.Client, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    answer = httpx.get(f"{service}/metrics") if isinstance(service, str) else service.get("/metrics")
+    families = text_string_to_metric_families(answer.raise_for_status().text)
+    samples = [sample for family in families for sample in family.samples]
+    assert any(sample.name == name for sample in samples) or labels, f"no metric {name}"
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+
+
+def edit_onnx(source: Path, target: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(source)
+    edit(model)
+    onnx.save(model, target)
+    return target

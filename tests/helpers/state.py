@@ -1,0 +1,62 @@
+"""A state directory of a test's own, and the small model that most tests ask."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A file that the last commit before contract 1 exported; make.sh beside it made it.
+CONTRACT_0 = ROOT / "tests" / "serving" / "model" / "contract_0" / "model.onnx"
+# A model that trains in seconds: what the fast tests need is a real one, not a good one.
+TINY_OVERRIDES = [
+    "data.train_limit=320",
+    "data.validation_limit=100",
+    "data.test_limit=200",
+    "model.image_size=32",
+    "trainer.frozen_stages=0",
+    "trainer.epochs=2",
+]
+TINY = ["data=digits", "experiment=quick", *TINY_OVERRIDES]
+# The same, as the flow takes it.
+TINY_PARAMETERS = {"data": "digits", "experiment": "quick", "overrides": TINY_OVERRIDES}
+
+
+@contextlib.contextmanager
+def state_in(directory: Path) -> Iterator[Path]:
+    """Keeps all that the program remembers in `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STATE_DIR", str(directory))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory / 'mlflow.db'}")
+        patch.setenv("PREFECT_HOME", str(directory / "prefect"))
+        for name in [name for name in os.environ if name.startswith("SERVING_")] + ["PREFECT_API_URL"]:
+            patch.delenv(name, raising=False)
+        yield directory
+
+
+class Trained(NamedTuple):
+    """A run that went through training, export, registration and promotion."""
+
+    run_id: str
+    version: str
+    onnx: Path
+
+
+def train_champion(state: Path) -> Trained:
+    """Trains a tiny model and makes it the champion; its file is copied away from what the registry has beside it."""
+    from serving.model.registry import version_uri
+    from training.config import compose
+    from training.release.candidate import export_run
+    from training.release.promotion import promote_if_better
+    from training.release.registry import onnx_file, register
+    from training.train import train
+
+    run_id = train(compose(TINY))
+    version = register(run_id, export_run(run_id))
+    promote_if_better(version)
+    return Trained(run_id, version, Path(shutil.copy(onnx_file(version_uri(version)), state / "alone.onnx")))

@@ -1,0 +1,73 @@
+"""Which failures have words for people, and what becomes of them at a command's edge."""
+
+import errno
+import os
+import sqlite3
+
+import pytest
+
+from serving.model.errors import (
+    ModelError,
+    PictureError,
+    RegistryError,
+    UserError,
+    exit_on_user_error,
+    full_disk,
+    in_words,
+)
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
+
+
+def caused(by: BaseException) -> Exception:
+    """As a library wraps what it got."""
+    try:
+        raise RuntimeError("could not be written") from by
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [UserError("a\nb"), ModelError("no such model"), RegistryError("away")])
+def test_what_has_words_ends_with_code_2_and_without_a_traceback(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        raise error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), PictureError("broken_picture", "x"), MemoryError()])
+def test_a_mistake_of_ours_goes_on_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)), exit_on_user_error():
+        raise error
+    assert in_words(error) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NO_SPACE,
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/data/file"),
+        caused(NO_SPACE),
+        caused(caused(NO_SPACE)),
+    ],
+)
+def test_a_full_disk_is_named_whoever_wrote_to_it(error: Exception) -> None:
+    assert full_disk(error) == "/data/file"
+    words = in_words(error)
+    assert words is not None
+    assert "the disk of /data/file is full" in words
+    assert len(words.splitlines()) == 2
+
+
+def test_a_full_disk_that_is_not_named_is_one_of_those_that_are_written_to(
+    tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path))
+    connection = sqlite3.connect(":memory:")
+    connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        connection.execute("CREATE TABLE t (x)")
+    assert full_disk(full.value)
+    assert full_disk(RegistryError("the registry does not answer")) is None

@@ -1,0 +1,42 @@
+"""A champion that an earlier release exported is compared with, and gone back to."""
+
+from pathlib import Path
+
+import mlflow
+import onnx
+
+from serving.model.registry import CHAMPION, CHAMPION_URI, REGISTERED_MODEL
+from serving.model.store import ModelStore
+from tests.helpers.state import CONTRACT_0, TINY, state_in
+from training import tracking
+from training.config import compose
+from training.release import registry
+from training.release.candidate import export_run
+from training.release.promotion import promote_if_better
+from training.train import train
+
+
+def test_a_new_version_is_compared_with_it_and_rollback_goes_back_to_it(tmp_path: Path) -> None:
+    with state_in(tmp_path):
+        client = tracking.connect()
+        with mlflow.start_run(experiment_id=tracking.experiment_id("earlier release")) as run:
+            logged = mlflow.onnx.log_model(onnx.load(CONTRACT_0), name="onnx", save_as_external_data=False)
+        client.create_registered_model(REGISTERED_MODEL)
+        version = client.create_model_version(REGISTERED_MODEL, logged.model_uri, run.info.run_id)
+        earlier = str(version.version)
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, earlier)
+
+        run_id = train(compose([*TINY, "trainer.epochs=1", "model.weights=none"]))
+        new = registry.register(run_id, export_run(run_id))
+        decision = promote_if_better(new)
+        assert not decision.promote
+        assert f"does not beat the 9{decision.reason.partition('does not beat the 9')[2][:4]}% of" in decision.reason
+        assert f"the champion, version {earlier}" in decision.reason
+
+        client.set_model_version_tag(REGISTERED_MODEL, new, registry.PREVIOUS, earlier)
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, new)
+        store = ModelStore(CHAMPION_URI, tmp_path, ("CPUExecutionProvider",))
+        assert store.load().metadata.contract == 1
+        assert registry.rollback() == earlier
+        champion = store.load()
+        assert (champion.version, champion.metadata.contract) == (earlier, 0)

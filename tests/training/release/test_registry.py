@@ -1,0 +1,93 @@
+"""Registration, promotion by a paired test, and the way back."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.model.errors import UserError
+from serving.model.registry import CHAMPION, REGISTERED_MODEL
+from tests.helpers.state import TINY, Trained, state_in
+from training import tracking
+from training.config import compose
+from training.release import registry
+from training.release.candidate import export_run
+from training.release.promotion import better, promote_if_better
+from training.train import train
+
+
+def answers(right: int, total: int = 100) -> np.ndarray:
+    """Probabilities of two classes for pictures of class 0, the first `right` of them right."""
+    probabilities = np.tile([0.1, 0.9], (total, 1))
+    probabilities[:right] = [0.9, 0.1]
+    return probabilities
+
+
+LABELS = np.zeros(100, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "promoted"), [(90, 80, True), (82, 80, False), (80, 80, False), (70, 90, False)]
+)
+def test_a_candidate_must_be_better_by_more_than_chance(candidate: int, champion: int, promoted: bool) -> None:
+    decision = better(answers(candidate), answers(champion), LABELS, "the champion")
+    assert decision.promote is promoted
+    assert f"{candidate:.2f}%" in decision.reason
+
+
+def champion_version() -> str:
+    champion = registry.champion()
+    assert champion is not None
+    return str(champion.version)
+
+
+def test_the_first_version_is_the_champion_with_its_reason(trained: Trained) -> None:
+    champion = registry.champion()
+    assert champion is not None
+    assert str(champion.version) == trained.version
+    assert champion.run_id == trained.run_id
+    assert champion.tags["decision"] == "there was no champion"
+    assert champion.tags["data"] == "digits"
+
+
+def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Trained) -> None:
+    version = registry.register(trained.run_id, export_run(trained.run_id))
+    decision = promote_if_better(version)
+    assert not decision.promote
+    assert champion_version() == trained.version
+    challenger = tracking.connect().get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    assert challenger.tags["decision"] == decision.reason
+
+
+def test_a_repeated_call_finds_what_the_first_did_and_rollback_puts_the_champion_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task is tried again where an answer of the registry got lost on its way."""
+    with state_in(tmp_path):
+        run_id = train(compose([*TINY, "trainer.epochs=1", "model.weights=none"]))
+        uri = export_run(run_id)
+        first, again = (registry.register(run_id, uri) for _ in range(2))
+        assert first == again
+        decisions = [promote_if_better(first) for _ in range(2)]
+        assert decisions[0] == decisions[1]
+        assert decisions[0].promote
+        champion = registry.champion()
+        assert champion is not None
+        assert champion.tags["decision"] == decisions[0].reason
+        with pytest.raises(UserError, match=f"version {first}, is the first"):
+            registry.rollback()
+
+        # A better second version: what the comparison says of it is not what this test is about.
+        client = tracking.connect()
+        second = str(client.create_model_version(REGISTERED_MODEL, uri, run_id).version)
+        client.set_model_version_tag(REGISTERED_MODEL, second, registry.PREVIOUS, first)
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, second)
+        caplog.set_level(logging.INFO)
+        assert registry.rollback() == first == champion_version()
+        assert f"version {first} is the champion again" in caplog.text
+
+
+def test_without_a_champion_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    with state_in(tmp_path), pytest.raises(UserError, match="has no champion"):
+        registry.rollback()

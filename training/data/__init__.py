@@ -1,0 +1,1 @@
+"""Where pictures come from, the cache, the split, augmentation, and a first look at them."""

@@ -1,0 +1,1 @@
+"""A first look at a data set: statistics, near-duplicates, figures."""

@@ -1,0 +1,54 @@
+"""The decoded pictures of one split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The decoded pictures of one split, each at its own size.
+
+    Attributes:
+        pixels: uint8, every picture's RGB pixels, one picture after another; memory-mapped.
+        offsets: int64 (N,), where each picture starts in `pixels`.
+        sizes: int32 (N, 2), each picture's height and width.
+        labels: int64 (N,), indices into the classes.
+        names: (N,), each picture's path in its source.
+    """
+
+    pixels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    names: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One picture, uint8 (H, W, 3); a view of the cache."""
+        height, width = self.sizes[index]
+        start = self.offsets[index]
+        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+    def subset(self, indices: np.ndarray) -> "Pictures":
+        """The pictures at `indices`, without copying a pixel."""
+        return Pictures(
+            self.pixels, self.offsets[indices], self.sizes[indices], self.labels[indices], self.names[indices]
+        )
+
+    def common_size(self) -> int | None:
+        """The side of the pictures where all are squares of one size, else None."""
+        sides = np.unique(self.sizes)
+        return int(sides[0]) if len(sides) == 1 else None
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields indices (n,) and pictures (n, H, W, 3), n <= batch_size; all of a batch have one size."""
+        order = np.lexsort((self.sizes[:, 1], self.sizes[:, 0]))
+        changes = np.flatnonzero(np.any(np.diff(self.sizes[order], axis=0), axis=1)) + 1
+        for same_size in np.split(order, changes):
+            for start in range(0, len(same_size), batch_size):
+                indices = same_size[start : start + batch_size]
+                yield indices, np.stack([self[index] for index in indices])

@@ -1,0 +1,98 @@
+"""Checkpoints of unfinished training: safetensors, and a JSON of the rest. Each appears whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
+State = dict[str, Any]  # what JSON can hold
+
+
+class Checkpoints:
+    """The last and the best checkpoint of one training run, each a directory named by its epoch."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(self, epoch: int, best_epoch: int, tensors: Tensors, rest: State) -> None:
+        """Writes the checkpoint of `epoch` and removes those that are neither the last nor the best."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".", ignore_cleanup_errors=True) as parent:
+            partial = Path(parent) / "checkpoint"
+            partial.mkdir()
+            for name, values in tensors.items():
+                save_file({key: value.contiguous() for key, value in values.items()}, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(rest))
+            for path in partial.iterdir():
+                _flush(path)
+            os.replace(partial, self._path(epoch))
+            _flush(self.directory)
+        for path in self.directory.glob("epoch-*"):
+            if path not in (self._path(epoch), self._path(best_epoch)):
+                shutil.rmtree(path)
+
+    def last_epoch(self) -> int | None:
+        """The epoch of the last whole checkpoint."""
+        epochs = [int(path.name.removeprefix("epoch-")) for path in self.directory.glob("epoch-*")]
+        return max(epochs, default=None)
+
+    def load(self, epoch: int) -> tuple[Tensors, State]:
+        """What was saved: tensors by file and name, and the rest."""
+        tensors = {path.stem: load_file(path) for path in self._path(epoch).glob("*.safetensors")}
+        return tensors, json.loads((self._path(epoch) / "state.json").read_text())
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run that the checkpoints belong to."""
+        file = self.directory / "mlflow_run_id"
+        return file.read_text() if file.exists() else None
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        partial = self.directory / ".mlflow_run_id"
+        partial.write_text(run_id)
+        partial.replace(self.directory / "mlflow_run_id")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, epoch: int) -> Path:
+        return self.directory / f"epoch-{epoch:04d}"
+
+
+def _flush(path: Path) -> None:
+    """Makes a file or a directory's entries survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flatten_optimizer(state: State) -> tuple[dict[str, Tensor], State]:
+    """Splits an optimizer's `state_dict` into tensors by name and what JSON can hold."""
+    tensors: dict[str, Tensor] = {}
+    rest: State = {"param_groups": state["param_groups"], "state": {}}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                rest["state"].setdefault(str(index), {})[key] = value
+    return tensors, rest
+
+
+def unflatten_optimizer(tensors: dict[str, Tensor], rest: State) -> State:
+    """The inverse of `flatten_optimizer`."""
+    state: dict[int, State] = {int(index): dict(values) for index, values in rest["state"].items()}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    return {"param_groups": rest["param_groups"], "state": state}

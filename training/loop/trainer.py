@@ -1,0 +1,239 @@
+"""Trainer: the loop, validation, checkpoints, resume."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from serving.model.errors import UserError
+from training.data.augmentation import AlbumentationsDataset, epoch_seed
+from training.data.pictures import Pictures
+from training.loop import cpu
+from training.loop.checkpoint import Checkpoints, State, Tensors, flatten_optimizer, unflatten_optimizer
+from training.loop.features import Features, augmented_features, plain_features
+from training.model.classifier import ImageClassifier
+from training.progress import progress
+from training.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+# What a checkpoint holds of the trainer itself.
+PROGRESS = ("epoch", "best_epoch", "best_accuracy")
+
+
+@dataclass
+class Epoch:
+    """What one epoch came to: metrics by name, and the loss of every step of it by the step's number."""
+
+    number: int
+    metrics: dict[str, float]
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Fine-tunes a classifier.
+
+    It ends with the weights of the epoch with the best validation accuracy where there are checkpoints, else with those
+    of the last. An epoch's batches, augmentation and dropout follow from the seed and its number alone, so training
+    that was killed and resumed ends with the weights of training that was not.
+
+    Args:
+        checkpoints: where to write them, and to go on from; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        model: ImageClassifier,
+        train: AlbumentationsDataset,
+        validation: Pictures,
+        seed: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.settings = settings
+        self.classifier = model
+        self.train_set = train
+        self.validation_set: Pictures | Features = validation
+        self.seed = seed
+        self.checkpoints = checkpoints
+        self.batch_size = min(settings.batch_size, len(train))
+        self.steps = len(train) // self.batch_size  # of an epoch
+        self.generator = torch.Generator()
+
+        cpu.keep_freed_memory()
+        AcceleratorState._reset_state()  # the candidates of one process may differ in precision
+        self.accelerator = Accelerator(
+            mixed_precision=_precision(settings.precision),
+            gradient_accumulation_steps=settings.accumulate_batches,
+            # The processes share the batches out among them, so their number does not change what is learnt.
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
+            cpu.depthwise_in_float32(model)
+        network: nn.Module = model.head if settings.freeze_backbone else model
+        if not settings.freeze_backbone:
+            freeze(model, settings.frozen_stages)
+        optimizer = create_optimizer_v2(network, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+        if settings.compile:
+            self.model.compile()
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            settings.scheduler,
+            num_epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # timm takes fractions as well
+            step_on_epochs=False,
+            updates_per_epoch=self.steps,
+        )
+
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_accuracy = -1.0
+
+    def fit(self) -> Iterator[Epoch]:
+        """Trains the epochs that are left, yielding what each came to; ends with the best epoch's weights."""
+        start = time.perf_counter()
+        loader = self._loader()
+        feature_seconds = time.perf_counter() - start
+        self._resume()
+        while self.epoch < self.settings.epochs:
+            self.epoch += 1
+            epoch = self._train_epoch(loader)
+            epoch.metrics["validation_accuracy"] = accuracy = self._validate()
+            if self.settings.freeze_backbone:
+                epoch.metrics["feature_seconds"] = feature_seconds  # once for all epochs
+            if accuracy > self.best_accuracy:
+                self.best_epoch, self.best_accuracy = self.epoch, accuracy
+            # The caller has recorded the epoch before its checkpoint says that it is done.
+            yield epoch
+            if self.checkpoints and self.accelerator.is_main_process:
+                self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
+            self.accelerator.wait_for_everyone()
+        if self.checkpoints and self.best_epoch != self.epoch:
+            self.classifier.load_state_dict(self.checkpoints.load(self.best_epoch)[0]["model"])
+        self.accelerator.wait_for_everyone()
+        # After the last epoch the classifier answers in float32; unwrapping it before would end mixed precision.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def _loader(self) -> DataLoader:
+        """Batches of augmented pictures, or of what a frozen backbone makes of them."""
+        train_set: AlbumentationsDataset | Features = self.train_set
+        if self.settings.freeze_backbone:
+            self.train_set.set_seed(epoch_seed(self.seed, 0))
+            self.classifier.to(self.accelerator.device)
+            with self.accelerator.autocast():
+                train_set = augmented_features(
+                    self.classifier, self.train_set, self.batch_size, self.settings.num_workers
+                )
+                if isinstance(self.validation_set, Pictures):
+                    self.validation_set = plain_features(self.classifier, self.validation_set, self.batch_size)
+        loader = DataLoader(
+            train_set,
+            self.batch_size,
+            shuffle=True,
+            generator=self.generator,
+            num_workers=self.settings.num_workers,
+            drop_last=True,  # batch norm can't learn from a last batch of one
+        )
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
+
+    def _train_epoch(self, loader: DataLoader) -> Epoch:
+        seed = epoch_seed(self.seed, self.epoch)
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+        self.train_set.set_seed(epoch_seed(seed, self.accelerator.process_index))
+        train_mode(self.model)
+
+        first_step = (self.epoch - 1) * self.steps
+        losses: list[Tensor] = []
+        start = time.perf_counter()
+        for step, (images, labels) in enumerate(progress(loader, f"epoch {self.epoch}"), first_step):
+            self.scheduler.step_update(step)
+            with self.accelerator.accumulate(self.model):
+                loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.settings.label_smoothing)
+                self.accelerator.backward(loss)
+                if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        seconds = time.perf_counter() - start
+
+        values = torch.stack(losses).tolist()
+        if not all(value == value for value in values):
+            raise UserError(
+                f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or precision=no"
+            )
+        metrics = {
+            "train_loss": sum(values) / len(values),
+            "train_seconds": seconds,
+            "images_per_second": len(values) * self.batch_size / seconds,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+        }
+        return Epoch(self.epoch, metrics, dict(enumerate(values, first_step)))
+
+    @torch.inference_mode()
+    def _validate(self) -> float:
+        self.model.eval()
+        correct = 0
+        for indices, inputs in self.validation_set.batches(self.batch_size):
+            logits = self.model(torch.as_tensor(inputs, device=self.accelerator.device))
+            correct += int((logits.argmax(1).cpu().numpy() == self.validation_set.labels[indices]).sum())
+        return correct / len(self.validation_set)
+
+    def _resume(self) -> None:
+        if self.settings.resume == "never" or not self.checkpoints:
+            return
+        if (last := self.checkpoints.last_epoch()) is not None:
+            self.load_state_dict(*self.checkpoints.load(last))
+            log.info("going on from the checkpoint of epoch %d", last)
+
+    def state_dict(self) -> tuple[Tensors, State]:
+        """All that the next epoch depends on."""
+        tensors, optimizer = flatten_optimizer(self.optimizer.state_dict())
+        rest = {name: getattr(self, name) for name in PROGRESS}
+        return {"model": self.classifier.state_dict(), "optimizer": tensors}, {**rest, "optimizer": optimizer}
+
+    def load_state_dict(self, tensors: Tensors, rest: State) -> None:
+        """The inverse of `state_dict`."""
+        self.classifier.load_state_dict(tensors["model"])
+        self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
+        for name in PROGRESS:
+            setattr(self, name, rest[name])
+
+
+def _precision(name: str) -> str:
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if cpu.has_bf16() else "no"
+
+
+def freeze(model: ImageClassifier, stages: int) -> None:
+    """Takes the parameters of the backbone's first stages out of training."""
+    for names in model.stages()[:stages]:
+        for name in names:
+            model.backbone.get_parameter(name).requires_grad_(False)
+
+
+def train_mode(model: nn.Module) -> None:
+    """`model.train()`, but for frozen layers, whose batch statistics and dropout stay as they are."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()

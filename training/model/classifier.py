@@ -1,0 +1,69 @@
+"""ImageClassifier: Resize and Normalize, a timm backbone, and a head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from training.model.backbones import create_backbone
+from training.model.preprocessing import Preprocessing
+from training.settings import ModelSettings
+
+
+class ImageClassifier(nn.Module):
+    """Classifies decoded pictures, with Resize and Normalize as its first layers.
+
+    Args:
+        backbone: maps float (N, 3, S, S) to features (N, `backbone.head_hidden_size`).
+        classes: how many.
+        hidden_sizes: widths of the head's hidden layers; empty for timm's single linear layer.
+        dropout: probability, after each hidden layer.
+    """
+
+    backbone: Any  # timm's models share more than the type nn.Module tells
+    temperature: Tensor
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        backbone: nn.Module,
+        classes: int,
+        hidden_sizes: Sequence[int] = (),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.backbone = backbone
+        self.head = nn.Sequential()
+        width = self.backbone.head_hidden_size
+        for hidden in hidden_sizes:
+            self.head.append(nn.Linear(width, hidden))
+            self.head.append(nn.BatchNorm1d(hidden))
+            self.head.append(nn.ReLU())
+            self.head.append(nn.Dropout(dropout))
+            width = hidden
+        self.head.append(nn.Linear(width, classes))
+        self.register_buffer("temperature", torch.ones(()))  # set by calibration.py, after training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3), RGB -> logits (N, classes)."""
+        logits: Tensor = self.head(self.backbone(self.preprocessing(images)))
+        return logits / self.temperature
+
+    def stages(self) -> list[list[str]]:
+        """The names of the backbone's parameters, stage by stage from the stem on."""
+        return list(group_parameters(self.backbone, self.backbone.group_matcher(coarse=True)).values())
+
+
+def build_model(settings: ModelSettings, classes: int) -> ImageClassifier:
+    """Builds a model with the weights that its settings name.
+
+    Raises:
+        UserError: the weights can't be had.
+    """
+    backbone = create_backbone(settings.backbone, settings.weights, settings.backbone_options)
+    preprocessing = Preprocessing(settings.image_size, settings.mean, settings.std)
+    model = ImageClassifier(preprocessing, backbone, classes, settings.head.hidden_sizes, settings.head.dropout)
+    return model.to(memory_format=torch.channels_last)

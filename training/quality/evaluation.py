@@ -1,0 +1,99 @@
+"""How good a classifier is on pictures it has not seen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import nn
+from torchmetrics.functional import calibration_error
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_stat_scores
+
+from training.data.pictures import Pictures
+from training.progress import progress
+
+BATCH_SIZE = 64
+CALIBRATION_BINS = 15
+
+# uint8 (N, H, W, 3) -> float32 (N, classes): what a PyTorch model and an ONNX session have in common.
+Classify = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+    pictures: that were classified, N of them.
+    classes: in the order of the probabilities.
+    probabilities: float32 (N, classes).
+    metrics: accuracy, macro precision, recall and F1, and the expected calibration error, all in [0, 1].
+    per_class: a row a class with precision, recall, F1 and the number of its pictures.
+    confusion: int64 (classes, classes), true by predicted.
+    """
+
+    pictures: Pictures
+    classes: list[str]
+    probabilities: np.ndarray
+    metrics: dict[str, float]
+    per_class: list[dict[str, str | float]]
+    confusion: np.ndarray
+
+
+def torch_logits(model: nn.Module) -> Classify:
+    """A PyTorch classifier as a function of arrays: float32, without gradients, before the softmax."""
+
+    @torch.inference_mode()
+    def logits(images: np.ndarray) -> np.ndarray:
+        model.eval()
+        device = next(model.parameters()).device
+        answer: np.ndarray = model(torch.tensor(images, device=device)).cpu().numpy()
+        return answer
+
+    return logits
+
+
+def torch_classify(model: nn.Module) -> Classify:
+    """The same with the softmax: what is served."""
+    logits = torch_logits(model)
+    return lambda images: softmax(logits(images), axis=1)
+
+
+def predict(classify: Classify, pictures: Pictures, what: str) -> np.ndarray:
+    """The answers for all pictures in their order, float32 (N, classes); `what` names the work for the progress."""
+    answers: dict[int, np.ndarray] = {}
+    total = -(-len(pictures) // BATCH_SIZE)
+    for indices, images in progress(pictures.batches(BATCH_SIZE), what, total):
+        answers.update(zip(indices, classify(images), strict=True))
+    return np.stack([answers[index] for index in range(len(pictures))])
+
+
+def evaluate(probabilities: np.ndarray, pictures: Pictures, classes: list[str]) -> Evaluation:
+    """Compares probabilities (N, classes) with the labels of N pictures."""
+    predicted, target = torch.from_numpy(probabilities), torch.from_numpy(pictures.labels)
+    count = len(classes)
+    # columns: true positives, false positives, true negatives, false negatives, support
+    scores = multiclass_stat_scores(predicted, target, count, average=None).double()
+    true_positive, false_positive, _, false_negative, support = scores.T
+    precision = (true_positive / (true_positive + false_positive)).nan_to_num()
+    recall = (true_positive / (true_positive + false_negative)).nan_to_num()
+    f1 = (2 * true_positive / (2 * true_positive + false_positive + false_negative)).nan_to_num()
+    metrics = {
+        "accuracy": float(true_positive.sum() / support.sum()),
+        "precision": float(precision.mean()),
+        "recall": float(recall.mean()),
+        "f1": float(f1.mean()),
+        "calibration_error": expected_calibration_error(probabilities, pictures.labels),
+    }
+    columns = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
+    per_class: list[dict[str, str | float]] = [
+        {"class": name, "precision": p, "recall": r, "f1": f, "pictures": n} for name, p, r, f, n in columns
+    ]
+    confusion = multiclass_confusion_matrix(predicted, target, count).numpy()
+    return Evaluation(pictures, classes, probabilities, metrics, per_class, confusion)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """How far confidence and accuracy lie apart on average (Naeini et al. 2015), in [0, 1]."""
+    predicted, target = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    classes = probabilities.shape[1]
+    return float(calibration_error(predicted, target, "multiclass", n_bins=CALIBRATION_BINS, num_classes=classes))
