@@ -36,6 +36,10 @@ demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or ar
 test: .venv/installed  ## Run all tests; CIFAR10_IMAGES=folder or archive adds those on real pictures
 	@$(BIN)/pytest
 
+.PHONY: test-quick
+test-quick: .venv/installed  ## Run the tests that take seconds
+	@$(BIN)/pytest -m "not slow"
+
 .PHONY: serve
 serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000
 	@$(BIN)/python -m serving

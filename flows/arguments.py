@@ -1,7 +1,6 @@
 """A function's arguments from words like `key=value`, in the grammar of Hydra's command lines."""
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,12 +30,9 @@ def run_command(function: Callable[..., T] | Flow[..., T], example: str) -> T:
 
 
 def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
-    """Parses and validates the arguments of a function.
+    """Parses and validates the arguments of a function; raises UserError where they are not what they must be.
 
     A text or a path is taken as it stands after the first `=`; everything else is parsed: `models=[a,b]`.
-
-    Raises:
-        UserError: an argument is not known, is missing, or is not what it must be.
     """
     parameters = _parameters(function)
     kinds = get_type_hints(function.fn if isinstance(function, Flow) else function, include_extras=True)
@@ -66,10 +62,7 @@ def _parameters(function: Callable[..., Any] | Flow[..., Any]) -> dict[str, insp
 
 
 def _usage(function: Callable[..., Any] | Flow[..., Any], example: str) -> str:
-    summary, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n")
-    meanings = dict(re.findall(r"^ +(\w+): (.+)$", rest, re.MULTILINE))
-    lines = [summary, "", "For example:", f"  {example}", "", "Keys, with their values by default:"]
-    for name, parameter in _parameters(function).items():
-        default = "" if parameter.default is inspect._empty else str(parameter.default).replace("'", "")
-        lines.append(f"  {name + '=' + default:<32} {meanings.get(name, '')}".rstrip())
-    return "\n".join(lines)
+    defaults = {name: each.default for name, each in _parameters(function).items()}
+    shown = [f"  {name}={'' if value is inspect._empty else value}" for name, value in defaults.items()]
+    keys = "\n".join(shown).replace("'", "")
+    return f"{inspect.cleandoc(function.__doc__ or '')}\n\nFor example:\n  {example}\n\nKeys, by default:\n{keys}"

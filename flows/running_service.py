@@ -20,14 +20,9 @@ SECONDS_TO_STOP = 30
 def running(
     url: str, log: Path, environment: Mapping[str, str], python: str = sys.executable
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m serving` until the block ends; it will answer at `url`, and what it prints goes to `log`.
+    """Runs `python -m serving` until the block ends; it answers at `url`, and what it prints goes to `log`.
 
-    Args:
-        environment: what to add to this process's own.
-        python: the interpreter, and so the environment, to run it in.
-
-    Raises:
-        UserError: it ended, or was not ready in time.
+    `environment` is added to this process's own. Raises UserError where it ends, or is not ready in time.
     """
     with open(log, "wb") as output:
         everything = {**os.environ, **environment}

@@ -13,39 +13,25 @@ from serving.model.registry import CHAMPION_URI
 
 
 class Settings(BaseSettings):
-    """Attributes:
-    model: the registry's `models:/NAME@ALIAS` (followed as it changes) or `models:/NAME/VERSION`, or an ONNX file.
-    state_dir: where models, runs and caches are kept; the service keeps its model under serving/.
-    providers: of ONNX Runtime, in order of preference, comma-separated; those that its build lacks are left out.
-    poll_seconds: how often the registry is asked whether the alias names another version.
-    tokens: who may ask: `Authorization: Bearer TOKEN` with one of these, comma-separated; empty lets everybody.
-    public_paths: what needs no token, comma-separated; the page at /ui never needs one, what it asks for does.
-    cors_origins: the web origins whose pages may ask, comma-separated.
-    max_body_bytes: larger requests are refused with 413.
-    max_pixels: pictures of more pixels are refused with 413, before they are decoded.
-    max_pictures: requests with more pictures are refused with 413.
-    max_queue: pictures that may wait or run; while they do, further ones are refused with 429.
-    max_batch: pictures in one run of the model; on a CPU more are no faster, a GPU has use for 32 and more.
-    max_seconds: a request that is not answered by then gets 503.
-    """
+    """Lists are comma-separated; docs/settings.md says more."""
 
     model_config = SettingsConfigDict(env_prefix="SERVING_")
 
-    model: str = CHAMPION_URI
+    model: str = CHAMPION_URI  # models:/NAME@ALIAS (followed as it changes) or models:/NAME/VERSION, or an ONNX file
     host: str = "127.0.0.1"
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
     providers: Annotated[tuple[str, ...], NoDecode] = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    poll_seconds: PositiveFloat = 10
+    poll_seconds: PositiveFloat = 10  # how often the registry is asked whether the alias names another version
     tokens: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     public_paths: Annotated[tuple[str, ...], NoDecode] = ("/livez", "/readyz", "/healthz", "/metrics")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    max_body_bytes: PositiveInt = 32_000_000
-    max_pixels: PositiveInt = MAX_PIXELS
-    max_pictures: PositiveInt = 64
-    max_queue: PositiveInt = 128
-    max_batch: PositiveInt = 8
-    max_seconds: PositiveFloat = 10
+    max_body_bytes: PositiveInt = 32_000_000  # larger requests are refused with 413
+    max_pixels: PositiveInt = MAX_PIXELS  # pictures of more pixels are refused with 413, before they are decoded
+    max_pictures: PositiveInt = 64  # of a request
+    max_queue: PositiveInt = 128  # pictures that may wait or run; while they do, further ones are refused with 429
+    max_batch: PositiveInt = 8  # of one run of the model; on a CPU more are no faster, a GPU has use for 32 and more
+    max_seconds: PositiveFloat = 10  # a request that is not answered by then gets 503
 
     @field_validator("providers", "tokens", "public_paths", "cors_origins", mode="before")
     @classmethod
@@ -63,11 +49,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment, except for those that are given.
-
-    Raises:
-        UserError: a value is not what it must be.
-    """
+    """The settings of the environment, except for those that are given; raises UserError where one is wrong."""
     try:
         return Settings(**given)
     except ValidationError as errors:

@@ -16,17 +16,6 @@ from training.train import finished_run, train
 
 log = logging.getLogger(__name__)
 
-# The published accuracies on CIFAR-10: 5 epochs, Adam 1e-4, batch 64, 224x224.
-REFERENCE = {
-    ("resnet18", "frozen"): 0.5142,
-    ("resnet18", "unfrozen"): 0.8201,
-    ("densenet121", "frozen"): 0.7482,
-    ("densenet121", "unfrozen"): 0.9490,
-    ("densenet121", "no_coarse_dropout"): 0.9644,
-    ("vit_b16", "frozen"): 0.9372,
-    ("vit_b16", "unfrozen"): 0.9369,
-}
-
 
 class Result(NamedTuple):
     """A row of the table; accuracy to reference are shares in [0, 1]."""
@@ -53,14 +42,15 @@ def main(settings: CompareSettings) -> None:
     results = []
     settings.report.parent.mkdir(parents=True, exist_ok=True)
     for (model, experiment), run in runs.items():
-        results.append(result(finished_run(run) or train(run), model, experiment))
+        published = settings.published.get(model, {}).get(experiment)
+        results.append(result(finished_run(run) or train(run), model, experiment, published))
         settings.report.with_suffix(".md").write_text(markdown(results))
         figure(results).savefig(settings.report.with_suffix(".png"), dpi=120)
     print(markdown(results))
     log.info("written to %s.md and %s.png", settings.report, settings.report)
 
 
-def result(run_id: str, model: str, experiment: str) -> Result:
+def result(run_id: str, model: str, experiment: str, published: float | None) -> Result:
     """The row of a finished run."""
     metrics = tracking.connect().get_run(run_id).data.metrics
     seconds, speeds = (tracking.history(run_id, name) for name in ("train_seconds", "images_per_second"))
@@ -68,8 +58,7 @@ def result(run_id: str, model: str, experiment: str) -> Result:
     # A frozen backbone's features are computed once, before the first epoch.
     total = sum(seconds.values()) + metrics.get("feature_seconds", 0)
     accuracy, precision, recall, f1 = (metrics[f"test_{name}"] for name in ("accuracy", "precision", "recall", "f1"))
-    reference = REFERENCE.get((model, experiment))
-    return Result(model, experiment, accuracy, precision, recall, f1, total / 60, pictures / total, reference)
+    return Result(model, experiment, accuracy, precision, recall, f1, total / 60, pictures / total, published)
 
 
 def markdown(results: Sequence[Result]) -> str:

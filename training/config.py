@@ -24,11 +24,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def compose(overrides: Sequence[str]) -> TrainSettings:
-    """Composes conf/config.yaml with Hydra overrides, as the command line does.
-
-    Raises:
-        UserError: an override names a key, a group or an option that does not exist, or a value is not valid.
-    """
+    """Composes conf/config.yaml with Hydra overrides, as the command line does; raises UserError where one is wrong."""
     GlobalHydra.instance().clear()  # a command that Hydra itself started may compose further configurations
     with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         config = hydra.compose("config", [literal(override, TrainSettings) for override in overrides])
@@ -50,11 +46,7 @@ def hydra_command(run: Callable[[S], None], settings: type[S], config_name: str)
 
 
 def validated(config: DictConfig, settings: type[S]) -> S:
-    """The configuration as settings.
-
-    Raises:
-        UserError: a value is missing, of the wrong type, or out of its range.
-    """
+    """The configuration as settings; UserError where a value is missing, of the wrong type, or out of its range."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
     try:
@@ -99,11 +91,8 @@ def _explanation(error: Exception) -> str:
     if found := re.search(r"Missing mandatory value: (\S+)", str(error)):
         return f"no value for {found[1]}; give {found[1]}=VALUE"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    options = [line for line in lines if line.startswith("Available options")]
-    if options:
-        names = [line for line in lines[lines.index(options[0]) + 1 :] if not line.startswith("Config search path")]
-        choices = ", ".join(name for name in names if "provider=" not in name and name != "base")
-        return f"{lines[0]}\nChoose one of: {choices}"
+    if options := set(re.findall(r"^\t(\w+)$", str(error), re.MULTILINE)) - {"base"}:
+        return f"{lines[0]}\nChoose one of: {', '.join(sorted(options))}"
     if error.__cause__ and lines[0].startswith("Error merging override"):
         lines[0] += f": {str(error.__cause__).splitlines()[0]}"
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -26,11 +26,7 @@ DPI = 200
 
 
 def main(settings: EdaSettings) -> None:
-    """Writes the page, its figures as PNGs and the list of near-duplicates; MLflow keeps a copy of all.
-
-    Raises:
-        UserError: the pictures are missing, broken, or can't be split.
-    """
+    """Writes the page, its figures as PNGs and the list of near-duplicates; MLflow keeps a copy of all."""
     data = load_data(settings.data, settings.seed)
     training = training_pictures(data)
     pixels = {"training": pixel_statistics(training, "training"), "test": pixel_statistics(data.test, "test")}

@@ -5,24 +5,20 @@ from functools import partial
 
 from serving.model.errors import UserError
 from serving.model.predictor import Predictor
+from serving.model.registry import onnx_file
 from training.config import hydra_command
 from training.data.split import load_data
 from training.quality.evaluation import evaluate, predict
 from training.quality.figures import evaluation_figures
 from training.quality.report import render_report, write_whole
-from training.release.registry import onnx_file
 from training.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: EvaluateSettings) -> None:
-    """Scores the model on the test pictures and writes the report.
-
-    Raises:
-        UserError: there is no such model, or the pictures' classes are not the model's.
-    """
-    predictor = Predictor(onnx_file(settings.model_uri))
+    """Scores the model on the test pictures and writes the report."""
+    predictor = Predictor(onnx_file(settings.model_uri, settings.state_dir))
     data = load_data(settings.data, settings.seed)
     if predictor.classes != data.classes:
         raise UserError(

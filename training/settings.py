@@ -185,3 +185,4 @@ class CompareSettings(Settings):
     experiments: list[Text] = Field(min_length=1)
     overrides: list[str]
     report: PathText
+    published: dict[str, dict[str, Share]]

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
+import pandas
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
@@ -71,7 +71,7 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
     with mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run:
         mlflow.set_tags({**tags, **git_state()})
         if not run_id:  # a run that goes on keeps what it was started with
-            mlflow.log_params(_flat(values))
+            mlflow.log_params(pandas.json_normalize(values).to_dict("records")[0])
             MlflowClient().log_inputs(run.info.run_id, _dataset_inputs(settings, data))
         mlflow.log_text(as_yaml(settings), CONFIG_FILE)
         mlflow.log_text(environment(), ENVIRONMENT_FILE)
@@ -107,12 +107,6 @@ def environment() -> str:
     """The installed packages with their versions, as `pip freeze` has them."""
     packages = {f"{package.name}=={package.version}" for package in distributions()}
     return "".join(f"{package}\n" for package in sorted(packages, key=str.lower))
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    return {name: value for key, branch in tree.items() for name, value in _flat(branch, f"{prefix}{key}.").items()}
 
 
 def git_state() -> dict[str, str]:
@@ -162,12 +156,7 @@ def log_array(run_id: str, name: str, array: np.ndarray) -> None:
 
 
 def artifact(run_id: str, path: str) -> Path:
-    """A local copy of a run's artifact.
-
-    Raises:
-        UserError: the run has no such artifact.
-        RegistryError: MLflow or its storage does not answer.
-    """
+    """A local copy of a run's artifact; UserError where it has none, RegistryError where MLflow does not answer."""
     client = connect()
     try:
         folder = path.rpartition("/")[0] or None

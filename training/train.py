@@ -61,11 +61,7 @@ def set_up(settings: TrainSettings) -> Run:
 
 
 def train(settings: TrainSettings) -> str:
-    """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id.
-
-    Raises:
-        UserError: something about the pictures or the weights that the user can mend.
-    """
+    """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id."""
     run = set_up(settings)
     data, trainer, checkpoints = run.data, run.trainer, run.checkpoints
     unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None

@@ -20,14 +20,8 @@ log = logging.getLogger(__name__)
 class Parts:
     """The parts of `target` that are there, in `<target>.parts/`, until they are merged.
 
-    Args:
-        schema: of the rows; its metadata names what they were made from. Parts of another schema are removed.
-
-    Attributes:
-        rows: of each part.
-
-    Raises:
-        UserError: `target` can't be written, or another run is writing it.
+    `schema` is that of the rows; its metadata names what they were made from. Parts of another schema are removed.
+    Raises UserError where `target` can't be written, or another run is writing it.
     """
 
     def __init__(self, target: Path, schema: pa.Schema) -> None:
@@ -46,7 +40,7 @@ class Parts:
         except BlockingIOError:
             self.close()
             raise UserError(f"target={target} is being written by another run; wait for it") from None
-        self.rows = self._rows()
+        self.rows = self._rows()  # of each part
 
     def close(self) -> None:
         os.close(self._lock)

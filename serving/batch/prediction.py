@@ -38,12 +38,6 @@ class BatchPrediction:
         with BatchPrediction(source, predictor, target, max_pixels) as prediction:
             for _ in prediction.run():
                 ...
-
-    Attributes:
-        rows_left: how many pictures `run` will classify.
-
-    Raises:
-        UserError: `target` can't be written, or another run is writing it.
     """
 
     def __init__(self, source: Files, predictor: Predictor, target: Path, max_pixels: int) -> None:
@@ -77,6 +71,7 @@ class BatchPrediction:
 
     @property
     def rows_left(self) -> int:
+        """How many pictures `run` will classify."""
         return len(self._source) - sum(self._parts.rows)
 
     def run(self) -> Iterator[None]:

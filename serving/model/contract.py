@@ -14,36 +14,24 @@ CONTRACT = 1
 
 
 class Metadata(BaseModel):
-    """An ONNX file's metadata, where every value is a text: JSON, except that a text stands as it is.
-
-    Attributes:
-        contract: what the other values mean.
-        classes: in the order of the probabilities.
-        model_name, mlflow_run_id, data_name: the model, the run that trained it, the pictures it was trained on.
-        image_size: height and width, in pixels, that Resize makes of a picture.
-        mean, std: of Normalize, per RGB channel, for pixels scaled to [0, 1].
-        quantization: `none` or `int8`.
-        git_commit, git_dirty: what trained it, and whether files differed from that: true, false or unknown.
-        data_fingerprint: the SHA-256 of the pictures.
-        test: metrics over the test pictures in [0, 1], such as accuracy; in the file each is a `test_` value.
-    """
+    """An ONNX file's metadata, where every value is a text: JSON, except that a text stands as it is."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    contract: int = 0
-    classes: list[str]
+    contract: int = 0  # what the other values mean
+    classes: list[str]  # in the order of the probabilities
     model_name: str
     mlflow_run_id: str
-    data_name: str
-    image_size: int | None = None
-    mean: list[float] | None = None
+    data_name: str  # of the pictures that it was trained on
+    image_size: int | None = None  # height and width, in pixels, that Resize makes of a picture
+    mean: list[float] | None = None  # of Normalize, per RGB channel, for pixels scaled to [0, 1]
     std: list[float] | None = None
-    interpolation: str | None = None
-    quantization: str | None = None
-    git_commit: str | None = None
-    git_dirty: str | None = None
-    data_fingerprint: str | None = None
-    test: dict[str, float] = Field(default_factory=dict)
+    interpolation: str | None = None  # of Resize
+    quantization: str | None = None  # none or int8
+    git_commit: str | None = None  # that trained it
+    git_dirty: str | None = None  # whether files differed from the commit: true, false or unknown
+    data_fingerprint: str | None = None  # the SHA-256 of the pictures
+    test: dict[str, float] = Field(default_factory=dict)  # shares such as accuracy; in the file each is a `test_` value
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> "Metadata":

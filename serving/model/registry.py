@@ -44,9 +44,8 @@ def be_impatient() -> None:
 def find_version(model: str, state_dir: Path) -> str:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for now.
 
-    Raises:
-        UserError: there is no registry, or (ModelError) no such version in it.
-        RegistryError: the registry does not answer.
+    Raises UserError where there is no registry, ModelError where it has no such version, RegistryError where it does
+    not answer.
     """
     client = _connect_to_existing(state_dir).MlflowClient
     name, at, alias = model.removeprefix(SCHEME).partition("@")
@@ -59,12 +58,9 @@ def find_version(model: str, state_dir: Path) -> str:
 
 
 def download(model: str, version: str, state_dir: Path, directory: Path | None = None) -> Path:
-    """Fetches what belongs to a version of a registered model; returns its ONNX file.
+    """Fetches what belongs to a version of a registered model; returns its ONNX file. Raises as `find_version` does.
 
-    Args:
-        directory: where to write it; by default MLflow chooses, and copies nothing that is on this disk.
-
-    Raises: as `find_version` does.
+    Without a `directory` to write it to MLflow chooses one, and copies nothing that is on this disk.
     """
     mlflow = _connect_to_existing(state_dir)
     uri = version_uri(version, model.removeprefix(SCHEME).partition("@")[0].partition("/")[0])
@@ -72,6 +68,15 @@ def download(model: str, version: str, state_dir: Path, directory: Path | None =
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory and str(directory))) / MODEL_FILE
     except Exception as error:
         raise explained(error, uri) from error
+
+
+def onnx_file(model: str, state_dir: Path) -> Path:
+    """A local copy of the ONNX file at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path; raises as both do."""
+    if model.startswith(SCHEME):
+        return download(model, find_version(model, state_dir), state_dir)
+    if not Path(model).is_file():
+        raise ModelError(f"{model}: no such file; give an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION")
+    return Path(model)
 
 
 def version_uri(version: str, name: str = REGISTERED_MODEL) -> str:

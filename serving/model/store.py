@@ -13,12 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class ModelStore:
-    """What SERVING_MODEL names.
+    """What `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the path of an ONNX file names.
 
-    Args:
-        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the path of an ONNX file.
-        state_dir: the last good copy of every name is kept under serving/ in it.
-        providers: of ONNX Runtime, in order of preference.
+    The last good copy of every name is kept under serving/ in `state_dir`.
     """
 
     def __init__(self, model: str, state_dir: Path, providers: Sequence[str]) -> None:
@@ -33,14 +30,11 @@ class ModelStore:
     def load(self) -> Predictor:
         """Loads the version that the name stands for.
 
-        If the registry is unreachable or the version fails its self-test, the last good copy on disk.
-
-        Raises:
-            UserError: there is no such model (ModelError: or it does not work) and no copy.
-            RegistryError: the registry does not answer, and there is no copy.
+        If the registry is unreachable or the version fails its self-test, the last good copy on disk; without a copy
+        UserError or RegistryError.
         """
         if not self._registered:
-            return self._load_file()
+            return Predictor(registry.onnx_file(self._model, self._state_dir), providers=self._providers)
         try:
             version = self.find_version()
         except ModelError:  # the registry says that there is none: a copy would hide it
@@ -64,9 +58,7 @@ class ModelStore:
     def load_version(self, version: str) -> Predictor:
         """Fetches and loads a version; once it has passed its self-test, its file takes the last copy's place.
 
-        Raises:
-            ModelError: it does not work.
-            RegistryError: it can't be fetched.
+        Raises ModelError where it does not work, RegistryError where it can't be fetched.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         copy = self._directory / f"{version}.onnx"
@@ -81,12 +73,6 @@ class ModelStore:
             if other != copy:
                 other.unlink(missing_ok=True)
         return predictor
-
-    def _load_file(self) -> Predictor:
-        if not Path(self._model).is_file():
-            hint = "give an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION"
-            raise ModelError(f"{self._model}: no such file; {hint}")
-        return Predictor(Path(self._model), providers=self._providers)
 
     def _load_copy_instead(self, error: Exception) -> Predictor:
         if not (copy := self._copy()):

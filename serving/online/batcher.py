@@ -45,11 +45,7 @@ class Batcher:
         self._admit(1)
 
     async def predict(self, predictor: Predictor, contents: Sequence[bytes]) -> list[np.ndarray | PictureError]:
-        """Classifies image files: for each in order float32 (classes,), or why the picture has no answer.
-
-        Raises:
-            Refusal: 429, the queue is full.
-        """
+        """Classifies image files: for each in order float32 (classes,), or why it has no answer. Raises Refusal 429."""
         self._admit(len(contents))
         self._count(len(contents))
         try:

@@ -27,10 +27,9 @@ class Champion:
 
     @property
     def predictor(self) -> Predictor:
-        """The current one. A request that keeps it is answered by it throughout, whatever the registry says meanwhile.
+        """The current one; Refusal 503 while none is loaded.
 
-        Raises:
-            Refusal: 503, none is loaded yet.
+        A request that keeps it is answered by it throughout, whatever the registry says meanwhile.
         """
         if self._predictor is None:
             raise Refusal(503, "not_ready", "The model is being loaded; ask again in a moment.", {"retry-after": "1"})

@@ -14,14 +14,7 @@ from serving.online.schemas import Error
 
 
 class Refusal(Exception):
-    """Becomes a JSON answer with an HTTP status.
-
-    Args:
-        status: 4xx or 503.
-        code: for programs, in snake_case.
-        message: for people, a sentence or two.
-        headers: of the answer.
-    """
+    """Becomes a JSON answer with an HTTP status, a code for programs and a sentence or two for people."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -29,10 +22,6 @@ class Refusal(Exception):
         self.code = code
         self.message = message
         self.headers = headers or {}
-
-    @classmethod
-    def of(cls, error: PictureError) -> "Refusal":
-        return cls(413 if error.code == "too_many_pixels" else 400, error.code, error.message)
 
 
 def internal() -> Refusal:
@@ -49,29 +38,26 @@ def error_answer(refusal: Refusal, request_id: str) -> JSONResponse:
 def add_handlers(app: FastAPI) -> None:
     """Gives every error that leaves a route its answer."""
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        return error_answer(refusal, request.state.request_id)
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return error_answer(_refusal(request, error), request.state.request_id)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-        return error_answer(Refusal(422, "invalid", f"{reasons}."), request.state.request_id)
+    for kind in (Refusal, PictureError, RequestValidationError, ClientDisconnect, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
 
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
-        """Nobody reads the answer, but it is counted."""
-        refusal = Refusal(400, "disconnected", "The request was not sent to its end.")
-        return error_answer(refusal, request.state.request_id)
 
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        message = f"{request.method} {request.url.path}: {error.detail.rstrip('.')}."
-        refusal = Refusal(error.status_code, code, message, dict(error.headers or {}))
-        return error_answer(refusal, request.state.request_id)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        """Starlette raises the error again afterwards, and the gate logs it."""
-        return error_answer(internal(), request.state.request_id)
+def _refusal(request: Request, error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case PictureError(code=code, message=message):
+            return Refusal(413 if code == "too_many_pixels" else 400, code, message)
+        case RequestValidationError():
+            reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+            return Refusal(422, "invalid", f"{reasons}.")
+        case ClientDisconnect():  # nobody reads the answer, but it is counted
+            return Refusal(400, "disconnected", "The request was not sent to its end.")
+        case HTTPException(status_code=status, detail=detail):
+            code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+            message = f"{request.method} {request.url.path}: {detail.rstrip('.')}."
+            return Refusal(status, code, message, dict(error.headers or {}))
+    return internal()  # Starlette raises the error again afterwards, and the gate logs it

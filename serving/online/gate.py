@@ -30,11 +30,7 @@ REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 
 class Gate:
-    """Stands before BentoML's own routes too.
-
-    Args:
-        routes: the paths whose requests are counted by path; all others are counted as `other`.
-    """
+    """Stands before BentoML's own routes too. Requests are counted by path for `routes`, all others as `other`."""
 
     def __init__(self, app: ASGIApp, settings: Settings, routes: Collection[str]) -> None:
         self._app = app

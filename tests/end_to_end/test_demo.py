@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.retrain import retrain
-from serving.model.registry import REGISTERED_MODEL, version_uri
+from serving.model.registry import REGISTERED_MODEL, onnx_file, version_uri
 from tests.helpers.answers import assert_same_answers
 from tests.helpers.service import served
 from tests.helpers.state import ROOT, state_in
@@ -105,4 +105,4 @@ def test_real_pictures_from_the_archive_to_the_answer(
     assert metrics["parity_max_difference"] < 1e-3
 
     with served(own_state / "service.log") as service:
-        assert assert_same_answers(service.url, run_id, registry.onnx_file(version_uri(version)), tmp_path) == 100
+        assert assert_same_answers(service.url, run_id, onnx_file(version_uri(version), own_state), tmp_path) == 100

@@ -49,14 +49,14 @@ class Trained(NamedTuple):
 
 def train_champion(state: Path) -> Trained:
     """Trains a tiny model and makes it the champion; its file is copied away from what the registry has beside it."""
-    from serving.model.registry import version_uri
+    from serving.model.registry import onnx_file, version_uri
     from training.config import compose
     from training.release.candidate import export_run
     from training.release.promotion import promote_if_better
-    from training.release.registry import onnx_file, register
+    from training.release.registry import register
     from training.train import train
 
     run_id = train(compose(TINY))
     version = register(run_id, export_run(run_id))
     promote_if_better(version)
-    return Trained(run_id, version, Path(shutil.copy(onnx_file(version_uri(version)), state / "alone.onnx")))
+    return Trained(run_id, version, Path(shutil.copy(onnx_file(version_uri(version), state), state / "alone.onnx")))

@@ -23,7 +23,8 @@ def test_the_matrix_is_trained_once_and_tabulated(tmp_path: Path, capsys: pytest
         """The number of tracked runs after the matrix of these experiments."""
         overrides, report = limits + small, tmp_path / "table"
         settings = {"models": ["resnet18"], "experiments": [*experiments], "overrides": overrides, "report": report}
-        compare.main(CompareSettings.model_validate(settings))
+        published = {"resnet18": {"frozen": 0.5142}}
+        compare.main(CompareSettings.model_validate({**settings, "published": published}))
         return len(tracking.connect().search_runs([tracking.experiment_id("matrix")]))
 
     assert run("frozen") == 1
@@ -41,6 +42,8 @@ def test_the_matrix_is_trained_once_and_tabulated(tmp_path: Path, capsys: pytest
 
 def test_a_mistake_in_the_last_combination_is_refused_before_the_first(tmp_path: Path) -> None:
     models = ["efficientnet_lite0", "resnet19"]
-    settings = CompareSettings(models=models, experiments=["frozen"], overrides=[], report=tmp_path / "table")
+    settings = CompareSettings(
+        models=models, experiments=["frozen"], overrides=[], report=tmp_path / "table", published={}
+    )
     assert_raises_in_words(UserError, lambda: compare.main(settings), "resnet19", "densenet121")
     assert not list(tmp_path.iterdir())

@@ -94,6 +94,13 @@ def test_every_key_of_every_group_refuses_a_wrong_value_by_name(key: str) -> Non
     assert_raises_in_words(UserError, lambda: compose(["data=digits", f"{key}={wrong(KEYS[key])}"]), key)
 
 
+@pytest.fixture(autouse=True)
+def logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command sets logging up for its whole process, which here is that of all tests."""
+    monkeypatch.setattr("hydra._internal.hydra.configure_log", lambda *_: None)
+    monkeypatch.setattr("hydra.core.utils.configure_log", lambda *_: None)
+
+
 def run_command(run: Callable[[Any], None], settings: type[Settings], name: str, *words: str) -> Any:
     """What the command receives as its settings."""
     received = []

@@ -35,8 +35,7 @@ class Cached(NamedTuple):
 class Cache:
     """Keeps decoded pictures under `directory`, each data set in a folder named by its fingerprint.
 
-    Args:
-        broken: `refuse` or `skip` pictures that can't be decoded; either way they are named and counted.
+    Those that can't be decoded are named and counted, whether `broken` is `refuse` or `skip`.
     """
 
     def __init__(self, directory: Path, broken: str) -> None:
@@ -44,13 +43,9 @@ class Cache:
         self._broken = broken
 
     def load(self, source: Source) -> Cached:
-        """Decodes the pictures of a source, unless they are in the cache.
+        """Decodes the pictures of a source, unless they are in the cache; calls it once then, else twice.
 
-        Args:
-            source: called once where the pictures are in the cache, else twice.
-
-        Raises:
-            UserError: a picture is broken and they are refused, or a class has none that can be decoded.
+        Raises UserError where a picture is broken and they are refused, or a class has none that can be decoded.
         """
         fingerprint, classes = _fingerprint(progress(source(), "reading"))
         entry = self._directory / f"v{VERSION}-{self._broken}-{fingerprint[:16]}"

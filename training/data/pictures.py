@@ -8,21 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pictures:
-    """The decoded pictures of one split, each at its own size.
+    """The decoded pictures of one split, each at its own size."""
 
-    Attributes:
-        pixels: uint8, every picture's RGB pixels, one picture after another; memory-mapped.
-        offsets: int64 (N,), where each picture starts in `pixels`.
-        sizes: int32 (N, 2), each picture's height and width.
-        labels: int64 (N,), indices into the classes.
-        names: (N,), each picture's path in its source.
-    """
-
-    pixels: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    names: np.ndarray
+    pixels: np.ndarray  # uint8, every picture's RGB pixels, one picture after another; memory-mapped
+    offsets: np.ndarray  # int64 (N,), where each picture starts in `pixels`
+    sizes: np.ndarray  # int32 (N, 2), each picture's height and width
+    labels: np.ndarray  # int64 (N,), indices into the classes
+    names: np.ndarray  # (N,), each picture's path in its source
 
     def __len__(self) -> int:
         return len(self.labels)

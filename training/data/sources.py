@@ -34,8 +34,7 @@ Source = Callable[[], Iterator[Item]]
 def folder(root: str) -> Iterator[Item]:
     """Reads `train/<class>/*` and `test/<class>/*` from a folder, or from a zip or tar archive of one.
 
-    Raises:
-        UserError: `root` is none of these or damaged, or a class has no picture in one of the splits.
+    Raises UserError where `root` is none of these or damaged, or a class has no picture in one of the splits.
     """
     files = open_files(Path(root).expanduser(), "data.root")
     # A class is known by its folder, so that one without pictures is noticed.

@@ -26,13 +26,9 @@ class ImageData:
 
 
 def load_data(settings: DataSettings, seed: int) -> ImageData:
-    """Loads pictures through the cache and splits off the validation set.
+    """Loads pictures through the cache and splits off the validation set; a limit leaves pictures out by the seed too.
 
-    Args:
-        seed: of the split, and of the choice where a limit leaves pictures out.
-
-    Raises:
-        UserError: the pictures are missing, broken, or can't be split.
+    Raises UserError where the pictures are missing, broken, or can't be split.
     """
     arguments = dict(settings.source)
     source = partial(resolve_name(arguments.pop("_target_")), **arguments)

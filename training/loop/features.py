@@ -14,12 +14,7 @@ from training.progress import progress
 
 
 class Features(Dataset[tuple[Tensor, int]]):
-    """Stands in for the pictures where the head alone is trained or validated.
-
-    Args:
-        features: float32 (N, D).
-        labels: int64 (N,).
-    """
+    """Stands in for the pictures where the head alone is trained: features (N, D) and labels (N,)."""
 
     def __init__(self, features: Tensor, labels: np.ndarray) -> None:
         self.features = features

@@ -46,9 +46,6 @@ class Trainer:
     It ends with the weights of the epoch with the best validation accuracy where there are checkpoints, else with those
     of the last. An epoch's batches, augmentation and dropout follow from the seed and its number alone, so training
     that was killed and resumed ends with the weights of training that was not.
-
-    Args:
-        checkpoints: where to write them, and to go on from; None: nowhere.
     """
 
     def __init__(

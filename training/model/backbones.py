@@ -14,13 +14,11 @@ def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Modu
     """Creates a timm model without its classifier.
 
     Args:
-        name: timm's.
         weights: `hub` (timm's), `package` (efficientnet_lite0's, from the package index), `none` (random), or the
             path of a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
         options: for `timm.create_model`.
 
-    Raises:
-        UserError: the weights can't be had.
+    Raises UserError where the weights can't be had.
     """
     if weights == "none":
         return timm.create_model(name, num_classes=0, **options)

@@ -17,7 +17,6 @@ class ImageClassifier(nn.Module):
 
     Args:
         backbone: maps float (N, 3, S, S) to features (N, `backbone.head_hidden_size`).
-        classes: how many.
         hidden_sizes: widths of the head's hidden layers; empty for timm's single linear layer.
         dropout: probability, after each hidden layer.
     """
@@ -58,11 +57,7 @@ class ImageClassifier(nn.Module):
 
 
 def build_model(settings: ModelSettings, classes: int) -> ImageClassifier:
-    """Builds a model with the weights that its settings name.
-
-    Raises:
-        UserError: the weights can't be had.
-    """
+    """Builds a model with the weights that its settings name; raises UserError where they can't be had."""
     backbone = create_backbone(settings.backbone, settings.weights, settings.backbone_options)
     preprocessing = Preprocessing(settings.image_size, settings.mean, settings.std)
     model = ImageClassifier(preprocessing, backbone, classes, settings.head.hidden_sizes, settings.head.dropout)

@@ -14,10 +14,8 @@ RANGE = (0.05, 20.0)
 def calibrate(classifier: ImageClassifier, validation: Pictures) -> dict[str, float]:
     """Sets the classifier's temperature by the validation pictures, where that lowers their calibration error.
 
-    No answer changes by it, only how sure the classifier is of it.
-
-    Returns:
-        The temperature, 1 where it is left as it was, and the expected calibration error before and after.
+    No answer changes by it, only how sure the classifier is of it. Returns the temperature, 1 where it is left as it
+    was, and the expected calibration error before and after.
     """
     logits = predict(torch_logits(classifier), validation, "calibrating")
     temperature = fit_temperature(logits, validation.labels)

@@ -22,21 +22,12 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Attributes:
-    pictures: that were classified, N of them.
-    classes: in the order of the probabilities.
-    probabilities: float32 (N, classes).
-    metrics: accuracy, macro precision, recall and F1, and the expected calibration error, all in [0, 1].
-    per_class: a row a class with precision, recall, F1 and the number of its pictures.
-    confusion: int64 (classes, classes), true by predicted.
-    """
-
-    pictures: Pictures
+    pictures: Pictures  # N of them
     classes: list[str]
-    probabilities: np.ndarray
-    metrics: dict[str, float]
-    per_class: list[dict[str, str | float]]
-    confusion: np.ndarray
+    probabilities: np.ndarray  # float32 (N, classes)
+    metrics: dict[str, float]  # accuracy, macro precision, recall, F1, expected calibration error; all in [0, 1]
+    per_class: list[dict[str, str | float]]  # class, precision, recall, F1, number of pictures
+    confusion: np.ndarray  # int64 (classes, classes), true by predicted
 
 
 def torch_logits(model: nn.Module) -> Classify:

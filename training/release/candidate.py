@@ -36,10 +36,8 @@ SIGNATURE = ModelSignature(
 def export_run(run_id: str) -> str:
     """Exports a run's model, checks it over the whole test set, and logs both; returns the logged model's URI.
 
-    Raises:
-        UserError: the pictures have changed, or (ModelError) ONNX Runtime's answers are not PyTorch's; nothing is
-            logged then but the finding.
-        RegistryError: MLflow or its storage does not answer.
+    Raises UserError where the pictures have changed, ModelError where ONNX Runtime's answers are not PyTorch's (then
+    nothing is logged but the finding), RegistryError where MLflow or its storage does not answer.
     """
     settings = tracking.run_settings(run_id)
     data = load_data(settings.data, settings.seed)

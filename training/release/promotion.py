@@ -8,11 +8,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from serving.model.predictor import Predictor
-from serving.model.registry import CHAMPION, REGISTERED_MODEL, version_uri
+from serving.model.registry import CHAMPION, REGISTERED_MODEL, onnx_file, version_uri
 from training import tracking
 from training.data.split import load_data
 from training.quality.evaluation import predict
-from training.release.registry import PREVIOUS, champion, onnx_file
+from training.release.registry import PREVIOUS, champion
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,7 @@ class Decision:
 
 
 def promote_if_better(version: str) -> Decision:
-    """Makes a version the champion if it should be, and records the reason with the version either way.
-
-    Raises:
-        RegistryError: the registry or its storage does not answer.
-    """
+    """Makes a version the champion if it should be, and records the reason with the version either way."""
     current = champion()
     if current and str(current.version) == version:  # a second call, as after an answer that got lost
         return Decision(True, current.tags["decision"])
@@ -56,7 +52,7 @@ def decide(version: str, reigning: str | None) -> Decision:
     run_id = str(tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id)
     settings = tracking.run_settings(run_id)
     data = load_data(settings.data, settings.seed)
-    predictor = Predictor(onnx_file(version_uri(reigning)))
+    predictor = Predictor(onnx_file(version_uri(reigning), tracking.state_dir()))
     if predictor.classes != data.classes:
         return Decision(True, f"the champion, version {reigning}, knows other classes")
     answers = np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE))

@@ -23,10 +23,8 @@ LAYERS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
 def quantize_int8(source: Path, target: Path, pictures: Pictures) -> None:
     """Writes `source` with INT8 layers to `target`: static, per channel, in QDQ format.
 
-    Preprocessing and softmax stay in float32, and so do the file's inputs, outputs and metadata.
-
-    Args:
-        pictures: for the ranges of the activations; the first `CALIBRATION_PICTURES` of them.
+    Preprocessing and softmax stay in float32, and so do the file's inputs, outputs and metadata. The first of the
+    pictures give the ranges of the activations.
     """
     some = pictures.subset(np.arange(min(CALIBRATION_PICTURES, len(pictures))))
     with tempfile.TemporaryDirectory() as directory:

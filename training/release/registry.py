@@ -1,14 +1,13 @@
 """Our registered model in MLflow's registry: its versions, its champion, and the way back to the one before."""
 
 import logging
-from pathlib import Path
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from serving.model.errors import UserError
-from serving.model.registry import CHALLENGER, CHAMPION, NOT_THERE, REGISTERED_MODEL, SCHEME, download, find_version
+from serving.model.registry import CHALLENGER, CHAMPION, NOT_THERE, REGISTERED_MODEL
 from training import tracking
 
 log = logging.getLogger(__name__)
@@ -43,11 +42,7 @@ def champion() -> ModelVersion | None:
 
 
 def rollback() -> str:
-    """Makes the version that the champion replaced the champion again; returns it.
-
-    Raises:
-        UserError: there is no champion, or none before it.
-    """
+    """Makes the version that the champion replaced the champion again, and returns it; UserError where none is."""
     current = champion()
     if current is None:
         raise UserError(f"{REGISTERED_MODEL} has no champion in the registry at {mlflow.get_tracking_uri()}")
@@ -57,17 +52,3 @@ def rollback() -> str:
     tracking.connect().set_registered_model_alias(REGISTERED_MODEL, CHAMPION, previous)
     log.info("version %s is the champion again, in place of version %s", previous, current.version)
     return previous
-
-
-def onnx_file(model: str) -> Path:
-    """A local copy of the ONNX file at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path.
-
-    Raises:
-        UserError: there is no such version or file.
-        RegistryError: the registry or its storage does not answer.
-    """
-    if model.startswith(SCHEME):
-        return download(model, find_version(model, tracking.state_dir()), tracking.state_dir())
-    if not Path(model).is_file():
-        raise UserError(f"{model}: no such file; give an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION")
-    return Path(model)

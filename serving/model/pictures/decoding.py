@@ -11,15 +11,9 @@ from serving.model.errors import PictureError
 
 
 class Format(NamedTuple):
-    """Attributes:
-    name: Pillow's.
-    media_types: the registered one first, then others in use.
-    suffixes: of file names, in lower case.
-    """
-
-    name: str
-    media_types: tuple[str, ...]
-    suffixes: tuple[str, ...]
+    name: str  # Pillow's
+    media_types: tuple[str, ...]  # the registered one first, then others in use
+    suffixes: tuple[str, ...]  # of file names, in lower case
 
 
 FORMATS = (
@@ -39,10 +33,7 @@ def is_picture(name: str) -> bool:
 
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes the first frame of an image file, upright as its EXIF orientation says.
-
-    Returns:
-        uint8 (H, W, 3), RGB.
+    """Decodes the first frame of an image file, upright as its EXIF orientation says: uint8 (H, W, 3), RGB.
 
     Raises:
         PictureError: `not_a_picture`, `broken_picture`, or `too_many_pixels` where there are more than `max_pixels`.

@@ -30,10 +30,7 @@ class File(NamedTuple):
 class Files:
     """Files in an order that is the same every time: by name, in a tar archive its own.
 
-    Args:
-        path: the folder or archive.
-        folders: the names of all folders in it, also of empty ones.
-        sequential: the files can only be read one after another.
+    `folders` are the names of all folders, also of empty ones; `sequential` files are read one after another.
     """
 
     def __init__(self, path: Path, files: list[File], folders: Iterable[str] = (), sequential: bool = False) -> None:
@@ -78,13 +75,9 @@ def open_pictures(path: Path, setting: str) -> Files:
 
 
 def open_files(path: Path, setting: str) -> Files:
-    """Lists the files of a folder, or of a zip or tar archive, but for hidden ones.
+    """Lists the files of a folder, or of a zip or tar archive, but for hidden ones; `setting` named the path.
 
-    Args:
-        setting: what the user gave the path as, for messages.
-
-    Raises:
-        UserError: it is none of these, or is damaged.
+    Raises UserError where it is none of these, or is damaged.
     """
     if not path.exists():
         raise UserError(f"{setting}={path} does not exist; give a folder, or a zip or tar archive")

@@ -14,10 +14,7 @@ class ParquetFile(Files):
     """The pictures of a Parquet file in the order of its rows, one that is null as an empty file.
 
     A picture's name is its `path`, where the column holds structs of `bytes` and `path`; otherwise the row's number
-    from 0.
-
-    Raises:
-        UserError: the file is damaged, or its columns do not say which one holds the pictures.
+    from 0. Raises UserError where the file is damaged, or its columns do not say which one holds the pictures.
     """
 
     def __init__(self, path: Path, setting: str) -> None:

@@ -9,7 +9,6 @@ from fastapi import FastAPI, Query, Request
 from serving.model.errors import PictureError
 from serving.model.predictor import Predictor
 from serving.online import metrics, schemas
-from serving.online.errors import Refusal
 from serving.online.routes.uploads import FORM, IMAGE_TYPES, JSON, read_picture, read_pictures
 from serving.settings import Settings
 
@@ -36,7 +35,7 @@ def add_routes(app: FastAPI, settings: Settings) -> None:
         batcher.check_room()
         (answer,) = await batcher.predict(predictor, [await read_picture(request)])
         if isinstance(answer, PictureError):
-            raise Refusal.of(answer)
+            raise answer
         answered = {"model": schemas.ModelName.of(predictor), "request_id": request.state.request_id}
         return schemas.Classification(**dict(_prediction(predictor, answer, top_k)), **answered)
 

@@ -20,11 +20,7 @@ FORM, JSON = "multipart/form-data", "application/json"
 
 
 async def read_picture(request: Request) -> bytes:
-    """The image file of a request: the form field `image`, the body itself, or base64 in JSON.
-
-    Raises:
-        Refusal: 413 too large, 415 another content type, 422 not exactly one picture.
-    """
+    """The image file of a request: the form field `image`, the body itself, or base64 in JSON. Raises Refusal."""
     kind = _content_type(request)
     if kind in ACCEPTED_TYPES:
         return await request.body()
@@ -39,11 +35,7 @@ async def read_picture(request: Request) -> bytes:
 
 
 async def read_pictures(request: Request, max_pictures: int) -> list[bytes]:
-    """The image files of the form fields `images`, in order.
-
-    Raises:
-        Refusal: 413 too large or too many, 415 not a form, 422 no picture.
-    """
+    """The image files of the form fields `images`, in order. Raises Refusal."""
     kind = _content_type(request)
     if kind != FORM:
         raise _unsupported(kind, FORM)

@@ -1,9 +1,9 @@
 """The figures of the EDA page."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -16,22 +16,10 @@ SAMPLES = 12
 TILE = 64
 INK, QUIET, BLUE, LIGHT_BLUE, AMBER, RED = "#333333", "#9aa5b1", "#8fb0d6", "#c8d8ea", "#eebf6d", "#c8553d"
 RGB = (RED, "#588b5a", "#4a6fa5")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
+STYLE = str(Path(__file__).with_name("figures.mplstyle"))
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def balance_figure(data: ImageData) -> Figure:
     """How many pictures each class has in each split."""
     figure = Figure(figsize=(9, 0.8 + 0.27 * len(data.classes)), layout="constrained")
@@ -54,7 +42,7 @@ def balance_figure(data: ImageData) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def samples_figure(pictures: Pictures, classes: list[str], seed: int) -> Figure:
     """A row of pictures for each class, drawn at random."""
     random = np.random.default_rng(seed)
@@ -81,7 +69,7 @@ def _tile(picture: np.ndarray) -> np.ndarray:
     return np.asarray(ImageOps.pad(Image.fromarray(picture), (TILE, TILE), method, color="white"))
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def channels_figure(pixels: PixelStatistics, classes: list[str]) -> Figure:
     """How often each value occurs in each channel, for every class; for all classes in grey."""
     columns = min(5, len(classes))
@@ -102,7 +90,7 @@ def channels_figure(pixels: PixelStatistics, classes: list[str]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def brightness_figure(pixels: PixelStatistics, labels: np.ndarray, classes: list[str]) -> Figure:
     """How bright the pictures of each class are, the darkest class first."""
     # A class may have no pictures left where a limit leaves some out.
@@ -123,7 +111,7 @@ def brightness_figure(pixels: PixelStatistics, labels: np.ndarray, classes: list
     return figure
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def similarity_figure(neighbours: Neighbours) -> Figure:
     """How like each test picture its nearest training picture is, and where near-duplicates begin."""
     figure = Figure(figsize=(9, 2.2), layout="constrained")
@@ -140,7 +128,7 @@ def similarity_figure(neighbours: Neighbours) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@style.context(STYLE)
 def pairs_figure(neighbours: Neighbours, indices: np.ndarray, classes: list[str]) -> Figure:
     """Pairs of a training picture (left) and a test picture (right), with their labels and how alike they are."""
     columns = 5

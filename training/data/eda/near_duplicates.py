@@ -17,19 +17,13 @@ CHUNK = 1024  # training pictures to a matrix product
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For every test picture the training picture most like it.
-
-    Attributes:
-        nearest: int64 (N,), indices into the training pictures.
-        similarity: float32 (N,), in [-1, 1].
-        threshold: the similarity from which a pair counts as near-duplicates.
-    """
+    """For every test picture the training picture most like it."""
 
     training: Pictures
     test: Pictures
-    nearest: np.ndarray
-    similarity: np.ndarray
-    threshold: float
+    nearest: np.ndarray  # int64 (N,), indices into the training pictures
+    similarity: np.ndarray  # float32 (N,), in [-1, 1]
+    threshold: float  # the similarity from which a pair counts as near-duplicates
 
     @property
     def order(self) -> np.ndarray:

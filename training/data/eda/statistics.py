@@ -21,13 +21,8 @@ def training_pictures(data: ImageData) -> Pictures:
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Attributes:
-    histograms: int64 (classes, 3, 256), how often each value occurs in the red, green and blue channels.
-    brightness: float64 (N,), each picture's mean luma (ITU-R BT.601) in [0, 1].
-    """
-
-    histograms: np.ndarray
-    brightness: np.ndarray
+    histograms: np.ndarray  # int64 (classes, 3, 256), how often each value occurs in the RGB channels
+    brightness: np.ndarray  # float64 (N,), each picture's mean luma (ITU-R BT.601) in [0, 1]
 
     @property
     def mean(self) -> np.ndarray:
