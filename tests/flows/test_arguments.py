@@ -66,6 +66,7 @@ def test_help_shows_the_keys_and_an_example(
     assert all(f"\n  {name}=" in shown for name in names)
 
 
+@pytest.mark.slow
 def test_help_of_the_command() -> None:
     result = run_module("flows.retrain", "--help")
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """The registry's champion changes while the service answers."""
 
+import logging
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ import onnx
 import pytest
 from onnx import helper
 
+from serving.model.errors import RegistryError
 from serving.model.registry import CHAMPION, CHAMPION_URI, REGISTERED_MODEL, version_uri
+from serving.model.store import ModelStore
 from tests.helpers.commands import assert_user_error, run_module
 from tests.helpers.pictures import png
-from tests.helpers.service import Serve, metric
+from tests.helpers.service import InProcess, Serve, metric
 from tests.helpers.state import Trained, state_in
 from tests.helpers.waiting import wait_until
 from training import tracking
@@ -50,28 +53,34 @@ def doubled(trained: Trained) -> onnx.ModelProto:
     return model
 
 
-def version(url: str) -> str:
-    return httpx.get(f"{url}/model", timeout=30).raise_for_status().json()["version"]
+def version(client: httpx.Client) -> str:
+    return str(client.get("/model").raise_for_status().json()["version"])
 
 
-def test_a_new_champion_is_taken_without_losing_a_request(serve: Serve, trained: Trained, own_registry: Path) -> None:
-    with serve(SERVING_MODEL=CHAMPION_URI, SERVING_POLL_SECONDS="0.2") as served:
+def changes(client: httpx.Client, outcome: str) -> float:
+    return metric(client, "classifier_model_changes_total", outcome=outcome)
+
+
+def test_a_new_champion_is_taken_without_losing_a_request(
+    in_process: InProcess, trained: Trained, own_registry: Path
+) -> None:
+    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
         answers: list[httpx.Response] = []
         stop = threading.Event()
+        taken = changes(client, "taken")
 
         def ask() -> None:
-            with httpx.Client(timeout=60) as client:
-                while not stop.is_set():
-                    answers.append(client.post(f"{served.url}/classify", files={"image": png()}))
+            while not stop.is_set():
+                answers.append(client.post("/classify", files={"image": png()}))
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
         try:
-            first = version(served.url)
+            first = version(client)
             assert first == trained.version
             second = promote(trained)
-            wait_until(lambda: version(served.url) == second)
+            wait_until(lambda: version(client) == second)
             enough = len(answers) + 20
             wait_until(lambda: len(answers) > enough)
         finally:
@@ -80,51 +89,70 @@ def test_a_new_champion_is_taken_without_losing_a_request(serve: Serve, trained:
                 thread.join()
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["model"]["version"] for answer in answers} == {first, second}
-        assert metric(served.url, "classifier_model_info", version=second) == 1
-        assert metric(served.url, "classifier_model_info") == 1, "the old version's series has ended"
-        assert metric(served.url, "classifier_model_changes_total", outcome="taken") == 2
+        assert metric(client, "classifier_model_info", version=second) == 1
+        assert metric(client, "classifier_model_info") == 1, "the old version's series has ended"
+        assert changes(client, "taken") == taken + 1
 
 
 def test_a_version_that_fails_its_self_test_leaves_the_old_one(
+    in_process: InProcess, trained: Trained, own_registry: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
+        failed = changes(client, "failed")
+        broken = promote(trained, doubled(trained))
+        wait_until(lambda: changes(client, "failed") == failed + 1)
+        assert version(client) == trained.version
+        assert client.post("/classify", files={"image": png()}).status_code == 200
+        assert f"version {broken} of {CHAMPION_URI} does not work" in caplog.text
+        assert "do not add up to 1" in caplog.text
+        good = promote(trained)
+        wait_until(lambda: version(client) == good)
+        assert changes(client, "failed") == failed + 1, "it was tried once"
+    # What starts now, with a broken champion, falls back on what the last one kept.
+    promote(trained, doubled(trained))
+    assert ModelStore(CHAMPION_URI, own_registry, ("CPUExecutionProvider",)).load().version == good
+
+
+def test_a_registry_that_goes_away_is_told_of_once(
+    in_process: InProcess,
+    trained: Trained,
+    own_registry: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
+        failed = changes(client, "failed")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        wait_until(lambda: changes(client, "failed") > failed + 1)
+        assert version(client) == trained.version
+        assert client.post("/classify", files={"image": png()}).status_code == 200
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len([record for record in warnings if "goes on serving" in record.getMessage()]) == 1
+    store = ModelStore(CHAMPION_URI, own_registry, ("CPUExecutionProvider",))
+    assert store.load().version == trained.version, "the last good copy"
+    with pytest.raises(RegistryError, match="does not answer"):
+        ModelStore(CHAMPION_URI, own_registry / "elsewhere", ("CPUExecutionProvider",)).load()
+
+
+@pytest.mark.slow
+def test_a_service_starts_without_a_registry_from_what_was_kept(
     serve: Serve, trained: Trained, own_registry: Path
 ) -> None:
-    with serve(SERVING_MODEL=CHAMPION_URI, SERVING_POLL_SECONDS="0.2") as served:
-        broken = promote(trained, doubled(trained))
-        wait_until(lambda: metric(served.url, "classifier_model_changes_total", outcome="failed") == 1)
-        assert version(served.url) == trained.version
-        assert httpx.post(f"{served.url}/classify", files={"image": png()}).status_code == 200
-        log = served.log.read_text()
-        assert f"version {broken} of {CHAMPION_URI} does not work" in log
-        assert "do not add up to 1" in log
-        good = promote(trained)
-        wait_until(lambda: version(served.url) == good)
-        assert metric(served.url, "classifier_model_changes_total", outcome="failed") == 1, "it was tried once"
-    # A service that starts now, with a broken champion, falls back on what the last one kept.
-    promote(trained, doubled(trained))
-    with serve(SERVING_MODEL=CHAMPION_URI) as served:
-        assert version(served.url) == good
-        assert "does not work" in served.log.read_text()
-
-
-def test_without_a_registry_the_kept_version_serves(serve: Serve, trained: Trained, own_registry: Path) -> None:
     down = {"SERVING_MODEL": CHAMPION_URI, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     assert_user_error(run_module("serving", **down), "http://127.0.0.1:9", "does not answer")
     with serve(SERVING_MODEL=CHAMPION_URI):
         pass
-    with serve(**down, SERVING_POLL_SECONDS="0.2") as served:
-        assert version(served.url) == trained.version
+    with serve(**down) as served:
         assert httpx.post(f"{served.url}/classify", files={"image": png()}).status_code == 200
         assert "does not answer" in served.log.read_text()
-        wait_until(lambda: metric(served.url, "classifier_model_changes_total", outcome="failed") > 1)
-        assert served.log.read_text().count("goes on serving") == 1, "one warning, not one a poll"
 
 
-def test_a_pinned_version_stays(serve: Serve, trained: Trained, own_registry: Path) -> None:
+def test_a_pinned_version_stays(in_process: InProcess, trained: Trained, own_registry: Path) -> None:
     pinned = version_uri(trained.version)
     with (
-        serve(SERVING_MODEL=pinned, SERVING_POLL_SECONDS="0.2") as served,
-        serve(SERVING_MODEL=CHAMPION_URI, SERVING_POLL_SECONDS="0.2") as follower,
+        in_process(model=pinned, poll_seconds=0.2) as client,
+        in_process(model=CHAMPION_URI, poll_seconds=0.2) as follower,
     ):
         second = promote(trained)
-        wait_until(lambda: version(follower.url) == second)
-        assert version(served.url) == trained.version
+        wait_until(lambda: version(follower) == second)
+        assert version(client) == trained.version

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlflow
 import onnx
+import pytest
 
 from serving.model.registry import CHAMPION, CHAMPION_URI, REGISTERED_MODEL
 from serving.model.store import ModelStore
@@ -16,6 +17,7 @@ from training.release.promotion import promote_if_better
 from training.train import train
 
 
+@pytest.mark.slow
 def test_a_new_version_is_compared_with_it_and_rollback_goes_back_to_it(tmp_path: Path) -> None:
     with state_in(tmp_path):
         client = tracking.connect()

@@ -70,6 +70,7 @@ def test_parity_tells_ties_from_disagreements() -> None:
     assert (shifted.disagreements, shifted.holds) == (0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("largest_loss", "kept"), [(1.0, True), (-1.0, False)])
 def test_int8_is_kept_where_it_is_as_accurate(
     largest_loss: float, kept: bool, quantizable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

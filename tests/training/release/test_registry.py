@@ -60,6 +60,7 @@ def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Tra
     assert challenger.tags["decision"] == decision.reason
 
 
+@pytest.mark.slow
 def test_a_repeated_call_finds_what_the_first_did_and_rollback_puts_the_champion_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
