@@ -24,7 +24,7 @@ PORT = "3999"
 def main(state: Path) -> None:
     os.environ |= {"STATE_DIR": str(state), "MLFLOW_TRACKING_URI": f"sqlite:///{state}/mlflow.db", "SERVING_PORT": PORT}
     from flows.running_service import running
-    from serving.model.registry import version_uri
+    from serving.model.registry import DEFAULT_NAME, version_uri
     from training import tracking
     from training.config import compose
     from training.data.split import load_data
@@ -34,8 +34,8 @@ def main(state: Path) -> None:
 
     settings = compose(["data=digits", "experiment=quick", "trainer.epochs=3"])
     run_id = train(settings)
-    os.environ["SERVING_MODEL"] = version_uri(register(run_id, export_run(run_id)))
-    test = load_data(settings.data, settings.seed).test
+    os.environ["SERVING_MODEL"] = version_uri(DEFAULT_NAME, register(run_id, export_run(run_id), DEFAULT_NAME))
+    test = load_data(settings.data, settings.seed, settings.model.decoding).test
     chosen = {int(test.labels[index]): index for index in range(40, 0, -1)}
     files = []
     for digit in (3, 8):

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from prefect import Flow
 from pydantic import TypeAdapter, ValidationError
 
-from serving.model.errors import UserError, exit_on_user_error
+from serving.model.errors import UserError, exit_in_words
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def run_command(function: Callable[..., T] | Flow[..., T], example: str) -> T:
     if {"--help", "-h"} & set(words):
         print(_usage(function, example))
         sys.exit()
-    with exit_on_user_error():
+    with exit_in_words():
         return function(**arguments(function, words))
 
 
@@ -42,12 +42,16 @@ def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str
         if name not in parameters or not equals:
             known = f"KEY is one of {', '.join(parameters)}" if parameters else "this command takes none"
             raise UserError(f"{word}: give KEY=VALUE, where {known}")
+        if not text and parameters[name].default is inspect.Parameter.empty:
+            raise UserError(f"{word}: there is no value; give {name}=VALUE")
         try:
             values[name] = TypeAdapter(kinds[name]).validate_python(_parsed(kinds[name], word, text))
         except (HydraException, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
             raise UserError(f"{word}: {reason}") from error
-    missing = [name for name in parameters if name not in values and parameters[name].default is inspect._empty]
+    missing = [
+        name for name in parameters if name not in values and parameters[name].default is inspect.Parameter.empty
+    ]
     if missing:
         raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
     return values
@@ -63,6 +67,6 @@ def _parameters(function: Callable[..., Any] | Flow[..., Any]) -> dict[str, insp
 
 def _usage(function: Callable[..., Any] | Flow[..., Any], example: str) -> str:
     defaults = {name: each.default for name, each in _parameters(function).items()}
-    shown = [f"  {name}={'' if value is inspect._empty else value}" for name, value in defaults.items()]
+    shown = [f"  {name}={'' if value is inspect.Parameter.empty else value}" for name, value in defaults.items()]
     keys = "\n".join(shown).replace("'", "")
     return f"{inspect.cleandoc(function.__doc__ or '')}\n\nFor example:\n  {example}\n\nKeys, by default:\n{keys}"

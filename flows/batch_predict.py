@@ -13,21 +13,21 @@ from flows.failures import RETRIES
 from serving.batch.prediction import BatchPrediction, summary
 from serving.model.errors import UserError
 from serving.model.pictures.files import open_pictures
-from serving.model.registry import CHAMPION_URI
+from serving.model.registry import champion_uri
 from serving.model.store import ModelStore
 from serving.settings import load_settings
 from training.progress import progress
 
-EXAMPLE = f"python -m flows.batch_predict source=pictures.zip target=out.parquet model={CHAMPION_URI}"
+EXAMPLE = "python -m flows.batch_predict source=pictures.zip target=out.parquet model=models:/image-classifier/3"
 
 
-# Another try goes on where the last one ended.
+# A retry goes on where the last attempt ended.
 @task(task_run_name="predict {source}", **RETRIES)
 def predict(source: Path, target: Path, model: str) -> None:
     """Writes `target`."""
     if source.resolve() == target.resolve():
         raise UserError(f"target={target} is the source; give another file")
-    settings = load_settings(model=model)
+    settings = load_settings(model=model or champion_uri())
     pictures = open_pictures(source, "source")
     predictor = ModelStore(settings.model, settings.state_dir, settings.providers).load()
     with BatchPrediction(pictures, predictor, target, settings.max_pixels) as prediction:
@@ -36,13 +36,13 @@ def predict(source: Path, target: Path, model: str) -> None:
 
 
 @flow(name="batch-predict")
-def batch_predict(source: Path, target: Path, model: str = CHAMPION_URI) -> list[dict[str, Any]]:
+def batch_predict(source: Path, target: Path, model: str = "") -> list[dict[str, Any]]:
     """Classifies every picture of `source` and writes a row for each to `target`; goes on where it was cut off.
 
     Args:
         source: a folder, a zip or tar archive, or a Parquet file with a column of image files' bytes.
         target: the Parquet file to write; one that is there is replaced when the new one is whole.
-        model: a registry URI, or the path of an ONNX file.
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or an ONNX file; empty: the champion of MODEL_NAME.
 
     Returns:
         The summary: a row a class.

@@ -17,11 +17,13 @@ from flows.arguments import run_command
 from flows.retrain import data_overrides, retrain
 from flows.running_service import running
 from serving.model.errors import UserError
+from serving.model.registry import registered_name
 from serving.port import check_port
 from serving.settings import load_settings
 from training.config import compose
 from training.data import sources
 from training.data.split import load_data
+from training.release import registry
 
 console = Console(soft_wrap=True)
 
@@ -37,7 +39,9 @@ def demo(data: str = "") -> None:
         raise UserError("curl is not installed; the demo asks the service with it")
     check_port(settings.host, settings.port, "PORT")
     data = data or downloaded_or_digits(settings.state_dir)
-    retrain(data=data)
+    if registry.champion(registered_name()):
+        console.print("A champion of other classes is replaced, so that make serve answers with what is shown here.")
+    retrain(data=data, replace_classes=True)
     picture, label = write_test_picture(data, settings.state_dir / "demo")
     url = f"http://{settings.host}:{settings.port}"
     with running(url, settings.state_dir / "demo" / "service.log", {}):
@@ -69,7 +73,7 @@ def downloaded_or_digits(state_dir: Path) -> str:
 def write_test_picture(data: str, directory: Path) -> tuple[Path, str]:
     """Writes the first test picture as a PNG file; returns its path and its label."""
     settings = compose([*data_overrides(data), "experiment=quick"])
-    pictures = load_data(settings.data, settings.seed)
+    pictures = load_data(settings.data, settings.seed, settings.model.decoding)
     directory.mkdir(parents=True, exist_ok=True)
     label = pictures.classes[pictures.test.labels[0]]
     path = directory / "picture.png"

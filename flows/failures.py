@@ -1,4 +1,4 @@
-"""What is worth another try, and how a failure reads."""
+"""What is retried, and how a failure reads."""
 
 import logging
 from typing import Any
@@ -8,13 +8,14 @@ from prefect import Task
 from prefect.client.schemas import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from serving.model.errors import RegistryError, full_disk, in_words
+from serving.model.errors import RegistryError, full_disk, in_words, is_forbidden
 
 
-def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is tried again: a registry or a storage may come back, a wrong setting does not mend."""
+def is_temporary(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task is retried: a registry or a storage may come back, a wrong setting stays wrong."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, RegistryError | MlflowException | OSError) and not full_disk(error)
+    passing = isinstance(error, RegistryError | MlflowException | OSError)
+    return passing and not full_disk(error) and not is_forbidden(error)
 
 
 # For what asks a registry or a storage, which may be away for a while.
@@ -22,7 +23,7 @@ RETRIES: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": exponential_backoff(10),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": may_pass,
+    "retry_condition_fn": is_temporary,
 }
 
 

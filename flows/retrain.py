@@ -1,5 +1,6 @@
 """The main job: data -> candidates -> evaluation -> ONNX -> registry -> champion."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from flows.arguments import run_command
 from flows.failures import RETRIES
 from serving.model.errors import UserError
-from serving.model.registry import REGISTERED_MODEL
+from serving.model.registry import registered_name
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
@@ -21,21 +22,24 @@ from training.train import train
 EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quick data=PATH"
 
 
-@task(task_run_name="prepare {data}")
-def prepare_data(overrides: list[str], data: str) -> str:
-    """Fills the cache, so that every candidate finds its pictures decoded; returns their fingerprint."""
-    settings = compose(overrides)
-    return load_data(settings.data, settings.seed).fingerprint
+@task(task_run_name="prepare {data}", **RETRIES)
+def prepare_data(overrides: list[str], models: list[str], data: str, name: str, replace_classes: bool) -> None:
+    """Fills the cache, so that every candidate finds its pictures decoded; refuses what can't replace the champion."""
+    candidates = [compose([*overrides, f"model={model}"]) for model in models]
+    for decoding in {candidate.model.decoding for candidate in candidates}:
+        classes = load_data(candidates[0].data, candidates[0].seed, decoding).classes
+    if not replace_classes:
+        registry.require_same_classes(name, classes)
 
 
-# Another try goes on from the last checkpoint.
+# A retry resumes from the last checkpoint.
 @task(task_run_name="train {model}", **RETRIES)
 def train_candidate(overrides: list[str], model: str) -> str:
     """Trains and evaluates one model; returns its MLflow run."""
     return train(compose([*overrides, f"model={model}"]))
 
 
-@task(task_run_name="choose the best")
+@task(task_run_name="choose the best", **RETRIES)
 def choose_best(run_ids: list[str]) -> str:
     """The candidate with the best validation accuracy; the test set has no say in it."""
     client = tracking.connect()
@@ -65,17 +69,16 @@ def export(run_id: str) -> str:
 
 
 @task(task_run_name="register", **RETRIES)
-def register(run_id: str, model_uri: str) -> str:
+def register(run_id: str, model_uri: str, name: str) -> str:
     """Registers the checked model; returns its version."""
-    return registry.register(run_id, model_uri)
+    return registry.register(run_id, model_uri, name)
 
 
 @task(task_run_name="compare with the champion", **RETRIES)
-def promote_if_better(version: str) -> bool:
+def promote_if_better(version: str, name: str, replace_classes: bool = False) -> bool:
     """Compares the version with the champion, promotes it or not, and says why."""
-    decision = promotion.promote_if_better(version)
-    title = "is the champion" if decision.promote else "is not promoted"
-    create_markdown_artifact(f"# Version {version} {title}\n\n{decision.reason}", key="decision")
+    decision = promotion.promote_if_better(version, name, replace_classes)
+    create_markdown_artifact(f"# Version {version} {decision.verdict}\n\n{decision.reason}", key="decision")
     return decision.promote
 
 
@@ -85,26 +88,31 @@ def retrain(
     experiment: str = "quick",
     data: str = "cifar10",
     overrides: list[str] = [],  # noqa: B006
+    name: str = "",
+    replace_classes: bool = False,
 ) -> str:
     """Trains candidates, exports and registers the best, and makes it the champion if it is better.
 
     Args:
         models: options of `training/conf/model`.
         experiment: an option of `training/conf/experiment`.
-        data: `cifar10`, `digits`, or the path of a folder or an archive with train/ and test/ in it.
-        overrides: further Hydra overrides, such as `trainer.epochs=2`.
+        data: `cifar10`, `digits`, or the path of pictures: a folder or an archive of classes, a CSV or Parquet file.
+        overrides: further Hydra overrides, such as `trainer.epochs=2`; in a shell overrides='["trainer.epochs=2"]'.
+        name: the registered model; empty: MODEL_NAME, or image-classifier.
+        replace_classes: whether a champion that knows other classes may be replaced.
 
     Returns:
         The registered version.
     """
+    name = registered_name(name)
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
         compose([*common, f"model={model}"])  # a mistake is refused before any work is done
-    prepare_data(common, data)
+    prepare_data(common, models, data, name, replace_classes)
     best = choose_best([train_candidate(common, model) for model in models])
-    version = register(best, export(best))
-    promote_if_better(version)
-    get_run_logger().info("%s version %s is registered", REGISTERED_MODEL, version)
+    version = register(best, export(best), name)
+    promote_if_better(version, name, replace_classes)
+    get_run_logger().info("%s version %s is registered", name, version)
     return version
 
 
@@ -112,7 +120,7 @@ def data_overrides(data: str) -> list[str]:
     """The Hydra overrides for a data set by its name or path."""
     if data in ("cifar10", "digits"):
         return [f"data={data}"]
-    path = Path(data).expanduser().resolve()
+    path = Path(os.path.expanduser(data)).resolve()
     if not data or not path.exists():
         raise UserError(f"data={data}: no such path; give a folder or an archive of pictures, cifar10 or digits")
     return ["data=folder", f"data.root={path}", f"data.name={path.stem}"]

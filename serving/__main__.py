@@ -5,8 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from serving.model.errors import exit_on_user_error
-from serving.model.registry import be_impatient
+from serving.model.errors import exit_in_words
 from serving.model.store import ModelStore
 from serving.port import check_port
 from serving.settings import load_settings
@@ -14,10 +13,9 @@ from serving.settings import load_settings
 
 def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    with exit_on_user_error():
+    with exit_in_words():
         settings = load_settings()
         check_port(settings.host, settings.port, "PORT")
-        be_impatient()
         ModelStore(settings.model, settings.state_dir, settings.providers).load()
     bentoml = Path(sys.executable).with_name("bentoml")
     address = ["--host", settings.host, "--port", str(settings.port)]

@@ -3,7 +3,7 @@
 import socket
 import sys
 
-from serving.model.errors import UserError, exit_on_user_error
+from serving.model.errors import UserError, exit_in_words
 
 
 def check_port(host: str, port: int, setting: str) -> None:
@@ -19,5 +19,7 @@ def check_port(host: str, port: int, setting: str) -> None:
 
 if __name__ == "__main__":
     given = dict(word.split("=", 1) for word in sys.argv[1:])
-    with exit_on_user_error():
+    with exit_in_words():
+        if not given["port"].isdecimal():
+            raise UserError(f"{given['setting']}={given['port']} is no port; give a number, such as 3000")
         check_port(given["host"], int(given["port"]), given["setting"])

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import MAX_PIXELS
-from serving.model.registry import CHAMPION_URI
+from serving.model.registry import champion_uri
 
 
 class Settings(BaseSettings):
@@ -17,7 +17,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SERVING_")
 
-    model: str = CHAMPION_URI  # models:/NAME@ALIAS (followed as it changes) or models:/NAME/VERSION, or an ONNX file
+    # models:/NAME@ALIAS (followed as it changes) or models:/NAME/VERSION, or an ONNX file
+    model: str = Field(default_factory=champion_uri)
     host: str = "127.0.0.1"
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
@@ -42,8 +43,8 @@ class Settings(BaseSettings):
     def _full_requests_fit(self) -> "Settings":
         if self.max_pictures > self.max_queue:
             raise ValueError(
-                f"max_pictures={self.max_pictures} can't be more than max_queue={self.max_queue}: "
-                "such a request would never be taken"
+                f"SERVING_MAX_PICTURES={self.max_pictures} can't be more than SERVING_MAX_QUEUE={self.max_queue}: "
+                "such a request would never be accepted"
             )
         return self
 
@@ -59,5 +60,5 @@ def load_settings(**given: Any) -> Settings:
 def _problem(error: ErrorDetails) -> str:
     """What is wrong with the value of which variable; the last validator's words speak of several by themselves."""
     if not error["loc"]:
-        return error["msg"]
+        return error["msg"].removeprefix("Value error, ")
     return f"SERVING_{str(error['loc'][0]).upper()}={error['input']}: {error['msg'].lower()}"

@@ -1,10 +1,12 @@
 """What all tests get: a state directory of their own, real pictures, one trained model, one running service."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.helpers.pictures import write_image_folder
 from tests.helpers.service import served
@@ -52,6 +54,19 @@ def service(trained: Trained, state_dir: Path) -> Iterator[str]:
     """The address of a service that answers with the champion, in a process of its own."""
     with served(state_dir / "service.log") as running:
         yield running.url
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real Chromium."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=executable, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -5,12 +5,16 @@ A combination whose run is finished is not trained again, so the matrix goes on 
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from training import tracking
 from training.config import compose, hydra_command
+from training.pages.page import write_whole
+from training.pages.plots import COLORS, STYLE, svg
 from training.settings import CompareSettings
 from training.train import finished_run, train
 
@@ -18,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
-    """A row of the table; accuracy to reference are shares in [0, 1]."""
+    """A row of the table; accuracy, precision, recall, F1 and reference are shares in [0, 1]."""
 
     model: str
     experiment: str
@@ -40,14 +44,17 @@ def main(settings: CompareSettings) -> None:
         for experiment in settings.experiments
     }
     results = []
-    settings.report.parent.mkdir(parents=True, exist_ok=True)
     for (model, experiment), run in runs.items():
         published = settings.published.get(model, {}).get(experiment)
         results.append(result(finished_run(run) or train(run), model, experiment, published))
-        settings.report.with_suffix(".md").write_text(markdown(results))
-        figure(results).savefig(settings.report.with_suffix(".png"), dpi=120)
+        write_whole(_with(settings.report, ".md"), markdown(results).encode())
+        write_whole(_with(settings.report, ".svg"), svg(figure(results)).encode())
     print(markdown(results))
-    log.info("written to %s.md and %s.png", settings.report, settings.report)
+    log.info("written to %s.md and %s.svg", settings.report, settings.report)
+
+
+def _with(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def result(run_id: str, model: str, experiment: str, published: float | None) -> Result:
@@ -71,15 +78,16 @@ def markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@rc_context(STYLE)
 def figure(results: Sequence[Result]) -> Figure:
     """Test accuracies as bars, the published ones as marks."""
     plot = Figure(figsize=(8, 1 + 0.45 * len(results)), layout="constrained")
     axes = plot.subplots()
     names = [f"{row.model}, {row.experiment}" for row in results]
-    bars = axes.barh(names, [row.accuracy for row in results])
+    bars = axes.barh(names, [row.accuracy for row in results], color=COLORS["accent"])
     axes.bar_label(bars, [f"{row.accuracy:.2%}" for row in results], padding=4)
     if known := {name: row.reference for name, row in zip(names, results, strict=True) if row.reference}:
-        axes.scatter(list(known.values()), list(known), marker="|", s=300, color="black", label="reference")
+        axes.scatter(list(known.values()), list(known), marker="|", s=300, color=COLORS["ink"], label="reference")
         axes.legend(loc="lower right")
     axes.set(xlim=(0, 1.1), xlabel="test accuracy")
     axes.invert_yaxis()

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from serving.model.errors import UserError, exit_on_user_error
+from serving.model.errors import UserError, exit_in_words
 from training.settings import Settings, Text, TrainSettings
 
 CONFIG_DIR = str(Path(__file__).with_name("conf"))
@@ -38,10 +38,10 @@ def hydra_command(run: Callable[[S], None], settings: type[S], config_name: str)
 
     @hydra.main(CONFIG_DIR, config_name, "1.3")
     def job(config: DictConfig) -> None:
-        with exit_on_user_error(), _explained():  # in here already, or Hydra prints a line of its own first
+        with exit_in_words(), _explained():  # in here already, or Hydra prints a line of its own first
             run(validated(config, settings))
 
-    with exit_on_user_error(), _explained():
+    with exit_in_words(), _explained():
         job()
 
 
@@ -96,4 +96,4 @@ def _explanation(error: Exception) -> str:
     if error.__cause__ and lines[0].startswith("Error merging override"):
         lines[0] += f": {str(error.__cause__).splitlines()[0]}"
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{first}\nThe keys are in training/conf/; python -m training.train --cfg job prints them all."
+    return f"{first}\nThe keys are in training/conf/; --help lists them with their defaults."

@@ -3,68 +3,105 @@
 The same functions, one after another: training/eda.ipynb.
 """
 
+import csv
+import io
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlflow
+import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from serving.model.pictures.decoding import Decoding
 from training.config import hydra_command
-from training.data.eda import figures
-from training.data.eda.near_duplicates import nearest_neighbours, write_pairs
-from training.data.eda.statistics import pixel_statistics, training_pictures
-from training.data.split import load_data
-from training.quality.figures import png
-from training.quality.report import render_page, write_whole
+from training.data.eda import figures, galleries
+from training.data.eda.near_duplicates import contradictions, nearest_neighbours, pairs
+from training.data.eda.statistics import PixelStatistics, pixel_statistics, training_pictures
+from training.data.pictures import Pictures
+from training.data.split import ImageData, load_data
+from training.pages.page import render_page, write_whole
+from training.pages.plots import svg
 from training.settings import EdaSettings
 from training.tracking import experiment_id, git_state
 
 log = logging.getLogger(__name__)
 
 PAIRS = 20
-DPI = 200
+DECODING = Decoding(shorter_side=256)  # a first look needs no more
 
 
 def main(settings: EdaSettings) -> None:
-    """Writes the page, its figures as PNGs and the list of near-duplicates; MLflow keeps a copy of all."""
-    data = load_data(settings.data, settings.seed)
+    """Writes the page, its plots and tables; MLflow keeps a copy of all."""
+    data = load_data(settings.data, settings.seed, DECODING)
+    log.info("%s", data.table())
     training = training_pictures(data)
     pixels = {"training": pixel_statistics(training, "training"), "test": pixel_statistics(data.test, "test")}
     neighbours = nearest_neighbours(training, data.test, settings.near_duplicate)
-    drawn = {
-        "balance": figures.balance_figure(data),
-        "samples": figures.samples_figure(training, data.classes, settings.seed),
-        "channels": figures.channels_figure(pixels["training"], data.classes),
-        "brightness": figures.brightness_figure(pixels["training"], training.labels, data.classes),
-        "similarity": figures.similarity_figure(neighbours),
-        "closest": figures.pairs_figure(neighbours, neighbours.order[:PAIRS], data.classes),
-        "threshold": figures.pairs_figure(neighbours, neighbours.around_threshold(PAIRS), data.classes),
+    twice = contradictions(data)
+    plots = {
+        "balance": svg(figures.balance_figure(data)),
+        "channels": svg(figures.channels_figure(pixels["training"], data.classes)),
+        "brightness": svg(figures.brightness_figure(pixels["training"], training.labels, data.classes)),
+        "similarity": svg(figures.similarity_figure(neighbours)),
     }
-
-    folder = settings.report
-    pngs = {name: png(figure, DPI) for name, figure in drawn.items()}
-    for name, content in pngs.items():
-        write_whole(folder / f"{name}.png", content)
-    write_pairs(folder / "near_duplicates.csv", neighbours, data.classes)
+    sizes = training.sizes.min(axis=0), training.sizes.max(axis=0)
     page = render_page(
         "eda.html.jinja",
-        pngs,
+        plots,
         title=f"A first look at {Path(settings.data.root or data.name).name}",
         data=data,
-        sizes=(training.sizes.min(axis=0), training.sizes.max(axis=0)),
+        sizes=sizes,
+        reduced=int(sizes[1].max()) > (DECODING.shorter_side or 0),
+        shown=len(figures.shown_classes(len(data.classes))),
+        samples=galleries.samples(training, data.classes, settings.seed),
         channels={name: (part.mean, part.std) for name, part in pixels.items()}
         | {"ImageNet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)},
+        contradictions=twice,
         neighbours=neighbours,
+        closest=galleries.pairs(neighbours, neighbours.order[:PAIRS], data.classes),
+        threshold=galleries.pairs(neighbours, neighbours.around_threshold(PAIRS), data.classes),
     )
-    write_whole(folder / "eda.html", page)
+    files = {
+        "eda.html": page,
+        **{f"{name}.svg": plot.encode() for name, plot in plots.items()},
+        "near_duplicates.csv": _csv(
+            ("similarity", "test", "test_label", "train", "train_label"), pairs(neighbours, data.classes)
+        ),
+        "contradictions.csv": _csv(("group", "split", "label", "file"), twice),
+        "classes.csv": _csv(
+            ("class", "train", "validation", "test", "brightness"), _class_rows(data, training, pixels["training"])
+        ),
+    }
+    for name, content in files.items():
+        write_whole(settings.report / name, content)
     log.info("near-duplicates    %d of %d test pictures", len(neighbours.duplicates), len(data.test))
-    log.info("page: %s", folder / "eda.html")
+    log.info("two labels         %d pictures that are there more than once", len(twice))
+    log.info("page: %s", settings.report / "eda.html")
 
     with mlflow.start_run(experiment_id=experiment_id(settings.mlflow_experiment), run_name=data.name):
         mlflow.set_tags({"data": data.name, "data_fingerprint": data.fingerprint, **git_state()})
-        mlflow.log_metric("near_duplicates", len(neighbours.duplicates))
-        for file in ("eda.html", "near_duplicates.csv", *(f"{name}.png" for name in pngs)):
-            mlflow.log_artifact(str(folder / file))
+        mlflow.log_metrics({"near_duplicates": len(neighbours.duplicates), "contradictions": len(twice)})
+        for name in files:
+            mlflow.log_artifact(str(settings.report / name))
+
+
+def _class_rows(data: ImageData, training: Pictures, pixels: PixelStatistics) -> Iterable[tuple[object, ...]]:
+    counts = [
+        np.bincount(part.labels, minlength=len(data.classes)) for part in (data.train, data.validation, data.test)
+    ]
+    totals = np.bincount(training.labels, pixels.brightness, len(data.classes))
+    means = totals / np.maximum(np.bincount(training.labels, minlength=len(data.classes)), 1)
+    for index, name in enumerate(data.classes):
+        yield name, *(int(count[index]) for count in counts), f"{means[index]:.4f}"
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return file.getvalue().encode()
 
 
 if __name__ == "__main__":

@@ -8,18 +8,21 @@ from serving.model.predictor import Predictor
 from serving.model.registry import onnx_file
 from training.config import hydra_command
 from training.data.split import load_data
+from training.pages.page import write_whole
 from training.quality.evaluation import evaluate, predict
-from training.quality.figures import evaluation_figures
-from training.quality.report import render_report, write_whole
+from training.quality.figures import evaluation_plots
+from training.quality.report import next_steps, render_report
 from training.settings import EvaluateSettings
+from training.tracking import state_dir
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: EvaluateSettings) -> None:
     """Scores the model on the test pictures and writes the report."""
-    predictor = Predictor(onnx_file(settings.model_uri, settings.state_dir))
-    data = load_data(settings.data, settings.seed)
+    predictor = Predictor(onnx_file(settings.model_uri, state_dir()))
+    data = load_data(settings.data, settings.seed, predictor.metadata.decoding)
+    log.info("%s", data.table())
     if predictor.classes != data.classes:
         raise UserError(
             f"{settings.model_uri} knows the classes {', '.join(predictor.classes)},\n"
@@ -28,7 +31,11 @@ def main(settings: EvaluateSettings) -> None:
     probabilities = predict(partial(predictor.predict, all_cores=True), data.test, "evaluating")
     evaluation = evaluate(probabilities, data.test, data.classes)
     title = f"{settings.model_uri} on {data.name}"
-    write_whole(settings.report, render_report(title, evaluation, evaluation_figures(evaluation)))
+    said = predictor.metadata
+    subtitle = f"{said.model_name}, trained on {said.data_name} by MLflow run {said.mlflow_run_id}"
+    steps = next_steps(settings.data, settings.model_uri)
+    plots = evaluation_plots(evaluation)
+    write_whole(settings.report, render_report(title, subtitle, evaluation, data, plots, steps))
     for name, value in evaluation.metrics.items():
         log.info("%-18s %.4f", name, value)
     log.info("report: %s", settings.report)

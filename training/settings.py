@@ -26,6 +26,8 @@ from pydantic import (
 )
 from timm.optim import list_optimizers
 
+from serving.model.pictures.decoding import Decoding
+
 # The backbone whose weights are on the package index.
 PACKAGED = "tf_efficientnet_lite0"
 
@@ -40,14 +42,15 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 def build(node: dict[str, Any], size: int, padded_size: int) -> Any:
-    """What Hydra instantiates of a node, in whose values `${size}` and `${padded_size}` may stand."""
+    """Instantiates a Hydra node whose values may contain `${size}` and `${padded_size}`."""
     return instantiate(OmegaConf.create({"size": size, "padded_size": padded_size, "node": node}).node)
 
 
 def _can_be_built(node: dict[str, Any]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Albumentations only warns of an argument that it does not know
+            # Albumentations only warns of an argument that it does not know.
+            warnings.filterwarnings("error", ".*are not valid for transform.*")
             build(node, size=8, padded_size=9)
     except Exception as error:  # Hydra's, OmegaConf's and Albumentations' own
         # Albumentations names an argument in the second line, and what is wrong with it in the third.
@@ -58,6 +61,8 @@ def _can_be_built(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _can_be_called(source: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in source:
+        raise ValueError("_target_: no value; name a function of training/data/sources.py")
     try:
         signature(resolve_name(source["_target_"])).bind(**{key: source[key] for key in source if key != "_target_"})
     except Exception as error:
@@ -77,6 +82,7 @@ class DataSettings(Settings):
     source: Annotated[dict[str, Any], AfterValidator(_can_be_called)]  # a function of data/sources.py as `_target_`
     cache_dir: PathText
     broken: Literal["refuse", "skip"]
+    test_fraction: float = Field(gt=0, lt=1)
     validation_fraction: float = Field(gt=0, lt=1)
     train_limit: Count | None
     validation_limit: Count | None
@@ -100,6 +106,7 @@ class ModelSettings(Settings):
     weights: Text
     backbone_options: dict[str, Any]
     image_size: Count
+    fit: Literal["crop", "squash", "pad"]
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[Positive] = Field(min_length=3, max_length=3)
     head: HeadSettings
@@ -121,6 +128,11 @@ class ModelSettings(Settings):
         if weights not in ("hub", "package", "none") and not Path(weights).is_file():
             raise ValueError("no such file; give hub, package, none, or the file of a local checkpoint")
         return weights
+
+    @property
+    def decoding(self) -> Decoding:
+        """How pictures are decoded for the model: photos at a reduced size, which still has twice the model's."""
+        return Decoding(shorter_side=2 * self.image_size)
 
 
 class TrainerSettings(Settings):
@@ -162,8 +174,8 @@ class CommandSettings(Settings):
 
 
 class TrainSettings(CommandSettings):
-    transforms: TransformsSettings
     model: ModelSettings
+    transforms: TransformsSettings
     trainer: TrainerSettings
     export: ExportSettings
     mlflow_experiment: Text

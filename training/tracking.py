@@ -17,18 +17,21 @@ import pandas
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
+from pydantic import ValidationError
 
 from serving.model import registry
 from serving.model.errors import UserError
+from training.data.sources import LeftOut
 from training.data.split import ImageData
 from training.settings import Settings, TrainSettings
 
-# It tells of every start and end, and of the graphics card that is not there.
+# It logs every start and stop, and complains about a missing GPU.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
 ENVIRONMENT_FILE = "environment.txt"
+LEFT_OUT_FILE = "left_out.csv"
 WEIGHTS_FILE = "checkpoint/model.safetensors"
 PROBABILITIES_FILE = "test_probabilities.npy"
 # Those of the ONNX file; INT8 gives others than PyTorch.
@@ -49,14 +52,17 @@ def connect() -> MlflowClient:
 
 
 def experiment_id(name: str) -> str:
-    """The MLflow experiment of that name, made when it is not there yet."""
+    """The MLflow experiment of that name, created if it does not exist; RegistryError if MLflow does not answer."""
     client = connect()
-    if experiment := client.get_experiment_by_name(name):
-        return str(experiment.experiment_id)
-    # An MLflow server knows where its artifacts go; a database file has them beside it.
-    file = registry.sqlite_file(mlflow.get_tracking_uri())
-    location = (file.parent / "mlartifacts").resolve().as_uri() if file else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        if experiment := client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
+        # An MLflow server knows where its artifacts go; a database file has them beside it.
+        file = registry.sqlite_file(mlflow.get_tracking_uri())
+        location = (file.parent / "mlartifacts").resolve().as_uri() if file else None
+        return str(client.create_experiment(name, artifact_location=location))
+    except Exception as error:
+        raise registry.named_error(error, f"the experiment {name}") from error
 
 
 @contextmanager
@@ -75,6 +81,9 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
             MlflowClient().log_inputs(run.info.run_id, _dataset_inputs(settings, data))
         mlflow.log_text(as_yaml(settings), CONFIG_FILE)
         mlflow.log_text(environment(), ENVIRONMENT_FILE)
+        mlflow.log_text(pandas.DataFrame(data.left_out, columns=LeftOut._fields).to_csv(index=False), LEFT_OUT_FILE)
+        used = len(data.train) + len(data.validation) + len(data.test)
+        mlflow.log_metrics({"pictures_used": used, "files_left_out": len(data.left_out)})
         yield run.info.run_id
 
 
@@ -156,14 +165,14 @@ def log_array(run_id: str, name: str, array: np.ndarray) -> None:
 
 
 def artifact(run_id: str, path: str) -> Path:
-    """A local copy of a run's artifact; UserError where it has none, RegistryError where MLflow does not answer."""
+    """A local copy of a run's artifact; UserError if it has none, RegistryError if MLflow does not answer."""
     client = connect()
     try:
         folder = path.rpartition("/")[0] or None
         if path in [file.path for file in client.list_artifacts(run_id, folder)]:
             return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
     except Exception as error:
-        raise registry.explained(error, f"{path} of run {run_id}") from error
+        raise registry.named_error(error, f"{path} of run {run_id}") from error
     raise UserError(f"run {run_id} has no {path}; was its training cut off?")
 
 
@@ -171,4 +180,7 @@ def run_settings(run_id: str) -> TrainSettings:
     """The settings that a run was started with; the weights of its model are its own by now, and not fetched again."""
     values = yaml.safe_load(artifact(run_id, CONFIG_FILE).read_text())
     values["model"]["weights"] = "none"
-    return TrainSettings.model_validate(values)
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"run {run_id} was trained by another version of this program; train it again") from error

@@ -16,6 +16,7 @@ from rich.syntax import Syntax
 from safetensors.torch import save
 
 from serving.model.errors import UserError
+from serving.model.registry import champion_uri
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
@@ -25,8 +26,8 @@ from training.loop.trainer import Trainer
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate
 from training.quality.evaluation import Evaluation, evaluate, predict, torch_classify
-from training.quality.figures import evaluation_figures, learning_curves_figure, png
-from training.quality.report import render_report
+from training.quality.figures import confusion_csv, evaluation_plots, learning_curves_figure, plots
+from training.quality.report import next_steps, render_report
 from training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,8 @@ class Run:
 def set_up(settings: TrainSettings) -> Run:
     """Loads the pictures and builds the model."""
     with PartialState().main_process_first():
-        data = load_data(settings.data, settings.seed)
-    log.info(
-        f"{data.name}: {len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test "
-        f"pictures of {len(data.classes)} classes"
-    )
+        data = load_data(settings.data, settings.seed, settings.model.decoding)
+    log.info("%s", data.table())
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)
@@ -81,24 +79,30 @@ def train(settings: TrainSettings) -> str:
         tracking.log_file(run_id, tracking.CLASSES_FILE, json.dumps(data.classes).encode())
         weights = {name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}
         tracking.log_file(run_id, tracking.WEIGHTS_FILE, save(weights))
-        log_evaluation(run_id, f"{settings.model.name} on {data.name}", evaluation)
+        log_evaluation(run_id, settings, data, evaluation)
     checkpoints.remove()
     log.info(f"test accuracy {evaluation.metrics['accuracy']:.2%} on {len(data.test)} pictures; MLflow run {run_id}")
     return run_id
 
 
-def log_evaluation(run_id: str, title: str, evaluation: Evaluation) -> None:
-    """Keeps the test metrics, the figures, the report and the probabilities with the run."""
+def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evaluation: Evaluation) -> None:
+    """Keeps the probabilities, the test metrics, the plots and the report with the run."""
+    tracking.log_array(run_id, tracking.PROBABILITIES_FILE, evaluation.probabilities)
     mlflow.log_metrics({f"test_{name}": value for name, value in evaluation.metrics.items()})
     rows = evaluation.per_class
     mlflow.log_table({name: [row[name] for row in rows] for name in rows[0]}, "per_class.json")
-    figures = evaluation_figures(evaluation)
-    tracking.log_file(run_id, "report.html", render_report(title, evaluation, figures))
+    mlflow.log_text(confusion_csv(evaluation), "confusion.csv")
     losses, accuracies = (tracking.history(run_id, name) for name in ("loss", "validation_accuracy"))
-    figures["learning_curves"] = png(learning_curves_figure(losses, accuracies))
-    for name, figure in figures.items():
-        tracking.log_file(run_id, f"plots/{name}.png", figure)
-    tracking.log_array(run_id, tracking.PROBABILITIES_FILE, evaluation.probabilities)
+    drawn = plots({"learning_curves": lambda: learning_curves_figure(losses, accuracies)})
+    drawn |= evaluation_plots(evaluation)
+    for name, plot in drawn.items():
+        mlflow.log_text(plot, f"plots/{name}.svg")
+    name = settings.model.name
+    steps = next_steps(settings.data, champion_uri(), name)
+    report = render_report(
+        f"{name} on {data.name}", f"MLflow run {run_id}", evaluation, data, drawn, steps, tracking.as_yaml(settings)
+    )
+    tracking.log_file(run_id, "report.html", report)
 
 
 @contextmanager
@@ -110,7 +114,7 @@ def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
         with FileLock(path, timeout=0):
             yield
     except Timeout as error:
-        message = f"just this is being trained already: run key {key}, lock {path}; wait for it, or change seed=..."
+        message = f"this exact run is already in progress (run key {key}, lock {path}); wait for it, or change seed=..."
         raise UserError(message) from error
 
 
@@ -124,7 +128,7 @@ def run_key(settings: TrainSettings, data: ImageData) -> str:
 
 def finished_run(settings: TrainSettings) -> str | None:
     """The MLflow run that has trained just this, if there is one."""
-    key = run_key(settings, load_data(settings.data, settings.seed))
+    key = run_key(settings, load_data(settings.data, settings.seed, settings.model.decoding))
     client = tracking.connect()
     experiment = tracking.experiment_id(settings.mlflow_experiment)
     runs = client.search_runs([experiment], f"tags.run_key = '{key}' and attributes.status = 'FINISHED'", max_results=1)

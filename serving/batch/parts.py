@@ -60,7 +60,7 @@ class Parts:
             with parquet.ParquetFile(self._part(len(rows))) as part:
                 schema, count = part.schema_arrow, part.metadata.num_rows
             if not schema.equals(self._schema, check_metadata=True):
-                log.warning("%s is of other pictures, or of another model: beginning anew", self._directory)
+                log.warning("%s belongs to other pictures or another model; starting over", self._directory)
                 for path in self._directory.iterdir():
                     path.unlink()
                 return []

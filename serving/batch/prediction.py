@@ -45,7 +45,7 @@ class BatchPrediction:
         self._predictor = predictor
         self._target = target
         self._max_pixels = max_pixels
-        origin = {"source": source.fingerprint(), "max_pixels": str(max_pixels), "model_version": predictor.version}
+        origin = {"source": source.fingerprint, "max_pixels": str(max_pixels), "model_version": predictor.version}
         self._schema = pa.schema(
             [
                 ("name", pa.string()),
@@ -61,7 +61,7 @@ class BatchPrediction:
     def __enter__(self) -> "BatchPrediction":
         self._parts = Parts(self._target, self._schema)
         if self._parts.rows:
-            log.info("going on after %d of %d pictures", sum(self._parts.rows), len(self._source))
+            log.info("resuming after %d of %d pictures", sum(self._parts.rows), len(self._source))
         self._threads = ThreadPoolExecutor(RUNS, "model")
         return self
 
@@ -105,9 +105,7 @@ class BatchPrediction:
             answer = content if isinstance(content, PictureError) else next(answers)
             if not isinstance(answer, np.ndarray | PictureError):
                 raise answer
-            # What is not UTF-8 in a file's name can't be kept in Parquet as it is.
-            name = file.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            rows.append((name, answer))
+            rows.append((file.name, answer))
         return rows
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:

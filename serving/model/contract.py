@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.model.pictures.decoding import Decoding
+
 INPUT = "images"  # uint8 (N, H, W, 3), RGB, for any N, H and W
 OUTPUT = "probabilities"  # float32 (N, classes); each row adds up to 1
 MODEL_FILE = "model.onnx"  # in the registry
@@ -14,7 +16,7 @@ CONTRACT = 1
 
 
 class Metadata(BaseModel):
-    """An ONNX file's metadata, where every value is a text: JSON, except that a text stands as it is."""
+    """An ONNX file's metadata, where every value is a string: strings verbatim, all else as JSON."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -27,20 +29,30 @@ class Metadata(BaseModel):
     mean: list[float] | None = None  # of Normalize, per RGB channel, for pixels scaled to [0, 1]
     std: list[float] | None = None
     interpolation: str | None = None  # of Resize
+    fit: str | None = None  # how a picture becomes a square: crop, squash or pad; contract 0: squash
+    decode_shorter_side: int | None = None  # see Decoding; contract 0: at full size
     quantization: str | None = None  # none or int8
     git_commit: str | None = None  # that trained it
     git_dirty: str | None = None  # whether files differed from the commit: true, false or unknown
     data_fingerprint: str | None = None  # the SHA-256 of the pictures
     test: dict[str, float] = Field(default_factory=dict)  # shares such as accuracy; in the file each is a `test_` value
 
+    @property
+    def decoding(self) -> Decoding:
+        """How pictures for this file are decoded."""
+        return Decoding(self.decode_shorter_side, as_shown=self.contract >= 1)
+
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> "Metadata":
-        """Reads a file's metadata; raises ValueError where it is not that of a file of ours."""
+        """Reads a file's metadata; raises ValueError if it is not that of a file of ours, or is of a later contract."""
         texts = {name for name, field in cls.model_fields.items() if field.annotation in (str, str | None)}
         known = {name: properties[name] for name in properties if name in cls.model_fields or name[:5] == "test_"}
         values = {name: text if name in texts else json.loads(text) for name, text in known.items()}
         test = {name[5:]: value for name, value in values.items() if name[:5] == "test_"}
-        return cls.model_validate({**values, "test": test})
+        metadata = cls.model_validate({**values, "test": test})
+        if metadata.contract > CONTRACT:
+            raise ValueError(f"it is of contract {metadata.contract}, this program knows {CONTRACT}; update it")
+        return metadata
 
     def properties(self) -> dict[str, str]:
         """All values that are known, as the file keeps them."""

@@ -1,4 +1,4 @@
-"""The failures that have a name: who can mend them, and whether another try is worth it."""
+"""The failures that have a name: who can fix them, and whether a retry is worth it."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A setting, a path, data or a model that somebody must mend: another try would fail in the same way.
+    """A setting, a path, data or a model that someone has to fix: a retry would fail the same way.
 
     The message says in one or two lines what is wrong, with the value, and what to do.
     """
@@ -21,7 +21,7 @@ class ModelError(UserError):
 
 
 class RegistryError(Exception):
-    """The registry or its storage does not answer; another try may succeed."""
+    """The registry or its storage does not answer; a retry may succeed."""
 
 
 class PictureError(Exception):
@@ -37,7 +37,7 @@ class PictureError(Exception):
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
+def exit_in_words() -> Iterator[None]:
     """Ends the program with exit code 2 and one or two lines, where the error has words for people."""
     try:
         yield
@@ -54,14 +54,24 @@ def in_words(error: BaseException) -> str | None:
         return str(error)
     if disk := full_disk(error):
         return f"the disk of {disk} is full\nFree some space, or name another disk with STATE_DIR; then start it again."
+    if is_forbidden(error):
+        return f"{error}\nChange the permissions, or choose another place (STATE_DIR is where everything is kept)."
     return str(error) if isinstance(error, RegistryError) else None
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a file or folder may not be read or written."""
+    return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def full_disk(error: BaseException | None) -> str | None:
     """A path on the full disk that an error came from. Libraries wrap the kernel's error, and SQLite has its own."""
     words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
     while error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in words):
+        # MLflow's words may be those of a server, whose disk is not ours.
+        from_elsewhere = isinstance(error, RegistryError) or type(error).__module__.startswith("mlflow.")
+        in_its_words = not from_elsewhere and any(text in str(error) for text in words)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or in_its_words:
             return str(getattr(error, "filename", None) or _fullest_disk())
         error = error.__cause__ or error.__context__
     return None

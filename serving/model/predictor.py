@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from serving.model.contract import INPUT, OUTPUT, Metadata
-from serving.model.errors import ModelError
+from serving.model.errors import ModelError, UserError
 from serving.model.pictures.decoding import decode
 
 CORES = len(os.sched_getaffinity(0))
@@ -30,12 +30,16 @@ class Predictor:
         providers: of ONNX Runtime, in order of preference; those that its installed build lacks are left out.
 
     Raises:
+        UserError: ONNX Runtime has none of the providers.
         ModelError: it can't be loaded, or fails its self-test.
     """
 
     def __init__(self, path: Path, version: str = "file", providers: Sequence[str] = CPU) -> None:
+        available = [name for name in providers if name in onnxruntime.get_available_providers()]
+        if not available:
+            known = ", ".join(onnxruntime.get_available_providers())
+            raise UserError(f"SERVING_PROVIDERS={','.join(providers)}: the installed ONNX Runtime has only {known}")
         try:
-            available = [name for name in providers if name in onnxruntime.get_available_providers()]
             self._on_all_cores = open_session(path, available)
             # A core for each batch: threads that share the work on one picture wait for one another.
             one_core = available[0] == CPU[0] and CORES > 1
@@ -96,7 +100,7 @@ class Predictor:
 
         for index, content in enumerate(contents):
             try:
-                picture = decode(content, max_pixels)
+                picture = decode(content, self.metadata.decoding, max_pixels)
             except Exception as error:
                 answers[index] = error
                 continue

@@ -1,19 +1,34 @@
 """MLflow's registry: its address, our names in it, which version a name stands for, and that version's file."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from serving.model.contract import MODEL_FILE
 from serving.model.errors import ModelError, RegistryError, UserError
 
-REGISTERED_MODEL = "cifar10-classifier"
+DEFAULT_NAME = "image-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
 SCHEME = "models:/"
-CHAMPION_URI = f"{SCHEME}{REGISTERED_MODEL}@{CHAMPION}"
 
-# MLflow's error codes for what is not there; the second one is that of an alias which nobody has set.
+# MLflow's error codes for what is not there; the second is returned for an alias that does not exist.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def registered_name(name: str = "") -> str:
+    """The registered model that everything follows: the one that is given, or MODEL_NAME, or the default.
+
+    Raises UserError if MLflow would not accept it.
+    """
+    name = name or os.environ.get("MODEL_NAME") or DEFAULT_NAME
+    if set(name) & set("/:@'\"\n"):
+        raise UserError(f"MODEL_NAME={name}: the name of a registered model can't have / : @ or quotes in it")
+    return name
+
+
+def champion_uri(name: str = "") -> str:
+    return f"{SCHEME}{registered_name(name)}@{CHAMPION}"
 
 
 def tracking_uri(state_dir: Path) -> str:
@@ -35,8 +50,8 @@ def connect(uri: str) -> Any:
     return mlflow
 
 
-def be_impatient() -> None:
-    """Lets MLflow give up within seconds instead of minutes: a service has its copy on disk to go on with."""
+def use_short_timeouts() -> None:
+    """Lets MLflow give up within seconds instead of minutes, for those who have a copy of the model on disk."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
@@ -44,17 +59,19 @@ def be_impatient() -> None:
 def find_version(model: str, state_dir: Path) -> str:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for now.
 
-    Raises UserError where there is no registry, ModelError where it has no such version, RegistryError where it does
-    not answer.
+    Raises UserError if there is no registry, ModelError if it has no such version, RegistryError if it does not answer.
     """
+    known = re.fullmatch(r"([^@/]+)(@(?=.)|/(?=\d+$))(.+)", model.removeprefix(SCHEME))
+    if not known:
+        raise ModelError(f"{model} names no version; give {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
+    name, separator, which = known.groups()
     client = _connect_to_existing(state_dir).MlflowClient
-    name, at, alias = model.removeprefix(SCHEME).partition("@")
     try:
-        if at:
-            return str(client().get_model_version_by_alias(name, alias).version)
-        return str(client().get_model_version(*name.split("/", 1)).version)
+        if separator == "@":
+            return str(client().get_model_version_by_alias(name, which).version)
+        return str(client().get_model_version(name, which).version)
     except Exception as error:
-        raise explained(error, model) from error
+        raise named_error(error, model) from error
 
 
 def download(model: str, version: str, state_dir: Path, directory: Path | None = None) -> Path:
@@ -63,15 +80,15 @@ def download(model: str, version: str, state_dir: Path, directory: Path | None =
     Without a `directory` to write it to MLflow chooses one, and copies nothing that is on this disk.
     """
     mlflow = _connect_to_existing(state_dir)
-    uri = version_uri(version, model.removeprefix(SCHEME).partition("@")[0].partition("/")[0])
+    uri = version_uri(model.removeprefix(SCHEME).partition("@")[0].partition("/")[0], version)
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory and str(directory))) / MODEL_FILE
     except Exception as error:
-        raise explained(error, uri) from error
+        raise named_error(error, uri) from error
 
 
 def onnx_file(model: str, state_dir: Path) -> Path:
-    """A local copy of the ONNX file at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path; raises as both do."""
+    """A local copy of the ONNX file at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path; raises as the above."""
     if model.startswith(SCHEME):
         return download(model, find_version(model, state_dir), state_dir)
     if not Path(model).is_file():
@@ -79,18 +96,21 @@ def onnx_file(model: str, state_dir: Path) -> Path:
     return Path(model)
 
 
-def version_uri(version: str, name: str = REGISTERED_MODEL) -> str:
+def version_uri(name: str, version: str) -> str:
     return f"{SCHEME}{name}/{version}"
 
 
-def explained(error: Exception, what: str) -> ModelError | RegistryError:
-    """What an error of MLflow, its database, its storage or the network on the way comes to."""
+def named_error(error: Exception, what: str) -> ModelError | RegistryError:
+    """What an error of MLflow, its database, its storage or the network between means to people."""
     import mlflow
 
     reason, uri = (str(error).strip() or type(error).__name__).splitlines()[0], mlflow.get_tracking_uri()
     if getattr(error, "error_code", None) in NOT_THERE:
         return ModelError(f"{what} is not in the registry at {uri} ({reason}); make demo trains and registers a model")
-    return RegistryError(f"{what} can't be had: the registry at {uri} or its storage does not answer ({reason})")
+    address = re.sub(r"//[^/@]*@", "//", uri)  # without a password
+    return RegistryError(
+        f"{what} can't be fetched: the registry at {address} or its storage does not answer ({reason})"
+    )
 
 
 def _connect_to_existing(state_dir: Path) -> Any:

@@ -19,6 +19,7 @@ class ModelStore:
     """
 
     def __init__(self, model: str, state_dir: Path, providers: Sequence[str]) -> None:
+        registry.use_short_timeouts()
         self._model = model
         self._state_dir = state_dir
         self._providers = providers
@@ -30,8 +31,8 @@ class ModelStore:
     def load(self) -> Predictor:
         """Loads the version that the name stands for.
 
-        If the registry is unreachable or the version fails its self-test, the last good copy on disk; without a copy
-        UserError or RegistryError.
+        If the registry is unreachable or the version fails its self-test, falls back on the last good copy on disk;
+        raises UserError or RegistryError if there is none.
         """
         if not self._registered:
             return Predictor(registry.onnx_file(self._model, self._state_dir), providers=self._providers)

@@ -66,7 +66,9 @@ class Batcher:
     def _admit(self, count: int) -> None:
         limit = self._settings.max_queue
         if self._admitted + count > limit:
-            message = f"{self._admitted} pictures wait for an answer, at most {limit} may; ask again later."
+            message = (
+                f"{self._admitted} pictures are waiting; with {count} more there would be over {limit}. Try later."
+            )
             raise Refusal(429, "queue_full", message, {"retry-after": "1"})
 
     def _count(self, change: int) -> None:

@@ -5,7 +5,6 @@ import logging
 
 from serving.model.errors import ModelError
 from serving.model.predictor import Predictor
-from serving.model.registry import be_impatient
 from serving.model.store import ModelStore
 from serving.online import metrics
 from serving.online.errors import Refusal
@@ -18,7 +17,6 @@ class Champion:
     """The predictor in use, and the task that follows the registry's alias."""
 
     def __init__(self, settings: Settings) -> None:
-        be_impatient()
         self._store = ModelStore(settings.model, settings.state_dir, settings.providers)
         self._poll_seconds = settings.poll_seconds
         self._predictor: Predictor | None = None

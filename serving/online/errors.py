@@ -55,7 +55,7 @@ def _refusal(request: Request, error: Exception) -> Refusal:
             reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
             return Refusal(422, "invalid", f"{reasons}.")
         case ClientDisconnect():  # nobody reads the answer, but it is counted
-            return Refusal(400, "disconnected", "The request was not sent to its end.")
+            return Refusal(400, "disconnected", "The client disconnected before the request was complete.")
         case HTTPException(status_code=status, detail=detail):
             code = HTTPStatus(status).phrase.lower().replace(" ", "_")
             message = f"{request.method} {request.url.path}: {detail.rstrip('.')}."

@@ -1,4 +1,4 @@
-"""What every request passes: its id, token, limits, and an answer of one form whatever happens."""
+"""What every request passes: its id, token, size and time. (How many pictures may wait is batcher.py's.)"""
 
 import asyncio
 import hmac
@@ -83,7 +83,7 @@ class Gate:
                 refusal = internal()
         if refusal and not status:
             await error_answer(refusal, request_id)(scope, receive, send_with_headers)
-        path = scope["path"].rstrip("/")
+        path = scope["path"].rstrip("/") or "/"
         route = path if path in self._routes else "other"
         metrics.REQUESTS.labels(route, status).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
@@ -95,10 +95,10 @@ class Gate:
         # All are compared, each in constant time: how long it takes tells nothing of them.
         matches = [hmac.compare_digest(token.strip(), known) for known in self._tokens]
         if scheme.lower() != b"bearer" or not any(matches):
-            message = "This service wants a token: Authorization: Bearer TOKEN." if not token else "The token is wrong."
+            message = "A token is required: Authorization: Bearer TOKEN." if not token else "The token is wrong."
             raise Refusal(401, "unauthorized", message, {"www-authenticate": "Bearer"})
 
     def _check_size(self, size: int) -> None:
         if size > (limit := self._settings.max_body_bytes):
-            message = f"The request has {size} bytes or more; at most {limit} are taken."
+            message = f"The request has {size} bytes or more; at most {limit} are accepted."
             raise Refusal(413, "too_large", message)

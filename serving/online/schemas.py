@@ -52,7 +52,7 @@ class ModelInfo(ModelName):
     )
     classes: list[str]
     metrics: dict[str, float] = Field(description="Over the test set, when it was trained.")
-    metadata: dict[str, str] = Field(description="All that its ONNX file says of itself.")
+    metadata: dict[str, str] = Field(description="What its ONNX file says of itself.")
     loaded_at: datetime
     providers: list[str] = Field(description="What runs it, in order of preference.")
 

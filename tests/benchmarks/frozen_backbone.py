@@ -32,7 +32,7 @@ def main(pictures: str, limit: str) -> None:
                 *("data.validation_limit=500", "trainer.lr=1e-3", override),
             ]
         )
-        data = load_data(settings.data, settings.seed)
+        data = load_data(settings.data, settings.seed, settings.model.decoding)
         torch.manual_seed(settings.seed)
         model = build_model(settings.model, len(data.classes))
         transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)

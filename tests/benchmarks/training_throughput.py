@@ -38,6 +38,7 @@ def pictures(count: int) -> Pictures:
         sizes=np.full((count, 2), 32, np.int32),
         labels=random.integers(0, 10, count),
         names=np.arange(count).astype(str),
+        hashes=np.arange(count).astype(np.uint64),
     )
 
 

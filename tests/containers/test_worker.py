@@ -10,7 +10,7 @@ import httpx
 import mlflow
 import pytest
 
-from serving.model.registry import CHAMPION, REGISTERED_MODEL
+from serving.model.registry import CHAMPION, DEFAULT_NAME
 from tests.helpers.containers import READ_ONLY, STORE, Images, podman
 from tests.helpers.pictures import png
 from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Server, mlflow_server, prefect_server, shell_environment
@@ -93,7 +93,7 @@ def ask(stack: Stack, deployment: str, parameters: Mapping[str, Any]) -> FlowRun
 def champion(stack: Stack) -> Any:
     """The version that a retraining which a user asked for has made the champion."""
     ask(stack, "retrain/container", TINY_PARAMETERS).ends("COMPLETED")
-    return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(REGISTERED_MODEL, CHAMPION)
+    return mlflow.MlflowClient(stack.mlflow).get_model_version_by_alias(DEFAULT_NAME, CHAMPION)
 
 
 def test_a_retraining_in_a_container_registers_and_promotes(champion: Any, images: Images) -> None:
@@ -156,5 +156,5 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
     stack.prefect.delete(f"{url}/{schedule['id']}").raise_for_status()
     assert run.record["auto_scheduled"]
     assert cancelled, "what was due while the run was at work is left out"
-    versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{DEFAULT_NAME}'")
     assert len(versions) == 2

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.retrain import retrain
-from serving.model.registry import REGISTERED_MODEL, onnx_file, version_uri
+from serving.model.registry import DEFAULT_NAME, onnx_file, version_uri
 from tests.helpers.answers import assert_same_answers
 from tests.helpers.service import served
 from tests.helpers.state import ROOT, state_in
@@ -42,7 +42,7 @@ def test_without_a_network_the_demo_says_so_and_goes_on_with_digits(own_state: P
     assert "handwritten digits instead" in result.stdout
     start = result.stdout.index("\n{") + 1
     answer, _ = json.JSONDecoder().raw_decode(result.stdout[start:])
-    champion = registry.champion()
+    champion = registry.champion(DEFAULT_NAME)
     assert champion is not None
     assert answer["model"]["data"] == champion.tags["data"] == "digits"
     assert answer["model"]["run_id"] == champion.run_id
@@ -98,11 +98,14 @@ def test_real_pictures_from_the_archive_to_the_answer(
         overrides=["data.train_limit=4000", "data.test_limit=2000", "model.image_size=64", "trainer.epochs=1"],
     )
     client = tracking.connect()
-    run_id = str(client.get_model_version(REGISTERED_MODEL, version).run_id)
+    run_id = str(client.get_model_version(DEFAULT_NAME, version).run_id)
     metrics = client.get_run(run_id).data.metrics
     assert metrics["test_accuracy"] > 0.6
     assert metrics["parity_disagreements"] == 0
     assert metrics["parity_max_difference"] < 1e-3
 
     with served(own_state / "service.log") as service:
-        assert assert_same_answers(service.url, run_id, onnx_file(version_uri(version), own_state), tmp_path) == 100
+        assert (
+            assert_same_answers(service.url, run_id, onnx_file(version_uri(DEFAULT_NAME, version), own_state), tmp_path)
+            == 100
+        )

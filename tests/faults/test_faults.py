@@ -13,7 +13,7 @@ import httpx
 import mlflow
 import pytest
 
-from serving.model.registry import REGISTERED_MODEL
+from serving.model.registry import DEFAULT_NAME
 from tests.helpers.commands import run_module
 from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
 from tests.helpers.state import TINY, TINY_OVERRIDES, TINY_PARAMETERS
@@ -57,10 +57,10 @@ def versions(stack: Stack) -> list[Any]:
     # registry's address of the model, which MLflow looks up on this process's server whatever it is given.
     server = stack.environment["MLFLOW_TRACKING_URI"]
     client = mlflow.MlflowClient(server)
-    found = list(client.search_model_versions(f"name = '{REGISTERED_MODEL}'"))
+    found = list(client.search_model_versions(f"name = '{DEFAULT_NAME}'"))
     for version in found:
         assert version.tags["decision"]
-        model = client.get_model_version_download_uri(REGISTERED_MODEL, version.version)
+        model = client.get_model_version_download_uri(DEFAULT_NAME, version.version)
         folder = mlflow.artifacts.download_artifacts(model, tracking_uri=server)
         assert list(Path(folder).glob("*.onnx")), "the artifact store has the model"
     return found

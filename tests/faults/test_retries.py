@@ -16,6 +16,7 @@ from pyarrow import parquet
 from flows.batch_predict import batch_predict
 from flows.retrain import export, promote_if_better
 from serving.model.errors import UserError
+from serving.model.registry import DEFAULT_NAME
 from tests.helpers.servers import Storage, mlflow_server, shell_environment
 from tests.helpers.state import TINY, state_in
 from tests.helpers.waiting import free_port, wait_until
@@ -49,7 +50,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
 def run_id(storage: Storage) -> str:
     """A trained run whose model is the champion."""
     run_id = train(compose([*TINY, "trainer.epochs=1"]))
-    promote(register(run_id, export_run(run_id)))
+    promote(register(run_id, export_run(run_id), DEFAULT_NAME), DEFAULT_NAME)
     return run_id
 
 
@@ -98,9 +99,9 @@ def test_export_is_tried_again(storage: Storage, run_id: str) -> None:
 
 
 def test_promotion_is_tried_again(storage: Storage, run_id: str) -> None:
-    version = register(run_id, export_run(run_id))
+    version = register(run_id, export_run(run_id), DEFAULT_NAME)
     decisions: list[bool] = []
-    assert tried(storage, lambda: decisions.append(promote_if_better(version))) == [2]
+    assert tried(storage, lambda: decisions.append(promote_if_better(version, DEFAULT_NAME))) == [2]
     assert decisions == [False], "the champion was compared with"
 
 

@@ -42,7 +42,8 @@ def test_a_list_is_parsed() -> None:
         (batch_predict, [], ["source, target", "source=VALUE"]),
         (batch_predict, ["source=a"], ["target=VALUE"]),
         (batch_predict, ["source=a", "target=b", "modell=c"], ["modell=c", "source, target, model"]),
-        (rollback, ["hold=true"], ["hold=true", "takes none"]),
+        (rollback, ["hold=true"], ["hold=true", "KEY is one of name"]),
+        (batch_predict, ["source=", "target=b"], ["source=", "no value"]),
     ],
 )
 def test_a_mistake_is_named(flow: Any, words: list[str], expected: list[str]) -> None:

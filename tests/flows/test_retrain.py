@@ -11,13 +11,14 @@ from pyarrow import parquet
 
 from flows.retrain import data_overrides, retrain
 from serving.model.errors import UserError
-from serving.model.registry import REGISTERED_MODEL
+from serving.model.registry import DEFAULT_NAME, champion_uri
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.servers import prefect_server, process_worker, shell_environment
 from tests.helpers.state import ROOT, TINY_OVERRIDES, state_in
 from tests.helpers.waiting import free_port
 from training import tracking
 from training.config import compose
+from training.release import registry
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
         data="digits",
         overrides=[*TINY_OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
     )
-    registered = tracking.connect().get_model_version(REGISTERED_MODEL, version)
+    registered = tracking.connect().get_model_version(DEFAULT_NAME, version)
     assert registered.tags["decision"]
     with get_client(sync_client=True) as api:
         runs = api.read_flow_runs(flow_run_filter=FlowRunFilter())
@@ -55,6 +56,36 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
         artifacts = {artifact.key: artifact for artifact in api.read_artifacts()}
     assert str(artifacts["candidates"].data).count("MLflow run") == 2
     assert registered.tags["decision"] in str(artifacts["decision"].data)
+
+
+def test_tasks_live_side_by_side_and_a_renamed_class_is_none_of_them(
+    prefect_api: None, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_NAME", "colours")
+    client = tracking.connect()
+    experiment = tracking.experiment_id(compose([]).mlflow_experiment)
+    given = {"data": str(image_folder), "overrides": ["model.image_size=32", "data.validation_fraction=0.25"]}
+    digits = registry.champion(DEFAULT_NAME)
+    assert retrain(**given) == "1"
+    assert champion_uri() == "models:/colours@champion"
+    if digits:
+        champion = registry.champion(DEFAULT_NAME)
+        assert champion is not None
+        assert champion.version == digits.version
+
+    for split in ("train", "test"):
+        (image_folder / split / "red").rename(image_folder / split / "crimson")
+    runs = len(client.search_runs([experiment]))
+    assert_raises_in_words(
+        UserError, lambda: retrain(**given), "green, red;", "crimson, green.", "replace_classes=true"
+    )
+    assert len(client.search_runs([experiment])) == runs, "nothing was trained"
+
+    version = retrain(**given, replace_classes=True)
+    champion = registry.champion("colours")
+    assert champion is not None
+    assert champion.version == int(version)
+    assert "knows other classes" in champion.tags["decision"]
 
 
 def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:

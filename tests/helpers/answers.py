@@ -16,7 +16,7 @@ from training.release.export import onnx_classify
 def assert_same_answers(url: str, run_id: str, onnx: Path, folder: Path) -> int:
     """Ten test pictures of each class: the service, the ONNX file and the PyTorch model say the same."""
     settings = tracking.run_settings(run_id)
-    data = load_data(settings.data, settings.seed)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
     in_pytorch, in_onnx = torch_classify(load_model(run_id)), onnx_classify(onnx)
     labels = data.test.labels
     chosen = [index for label in np.unique(labels) for index in np.flatnonzero(labels == label)[:10]]

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 
@@ -16,7 +17,10 @@ def png(height: int = 32, width: int = 32, seed: int = 0) -> bytes:
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     """An image file's bytes; `form` and `options` are Pillow's."""
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    if form == "HEIF":  # which the program itself can only read
+        pillow_heif.from_pillow(image).save(buffer, **options)
+    else:
+        image.save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -34,7 +34,7 @@ def state_in(directory: Path) -> Iterator[Path]:
         patch.setenv("STATE_DIR", str(directory))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{directory / 'mlflow.db'}")
         patch.setenv("PREFECT_HOME", str(directory / "prefect"))
-        for name in [name for name in os.environ if name.startswith("SERVING_")] + ["PREFECT_API_URL"]:
+        for name in [name for name in os.environ if name.startswith("SERVING_")] + ["PREFECT_API_URL", "MODEL_NAME"]:
             patch.delenv(name, raising=False)
         yield directory
 
@@ -49,7 +49,7 @@ class Trained(NamedTuple):
 
 def train_champion(state: Path) -> Trained:
     """Trains a tiny model and makes it the champion; its file is copied away from what the registry has beside it."""
-    from serving.model.registry import onnx_file, version_uri
+    from serving.model.registry import DEFAULT_NAME, onnx_file, version_uri
     from training.config import compose
     from training.release.candidate import export_run
     from training.release.promotion import promote_if_better
@@ -57,6 +57,8 @@ def train_champion(state: Path) -> Trained:
     from training.train import train
 
     run_id = train(compose(TINY))
-    version = register(run_id, export_run(run_id))
-    promote_if_better(version)
-    return Trained(run_id, version, Path(shutil.copy(onnx_file(version_uri(version), state), state / "alone.onnx")))
+    version = register(run_id, export_run(run_id), DEFAULT_NAME)
+    promote_if_better(version, DEFAULT_NAME)
+    return Trained(
+        run_id, version, Path(shutil.copy(onnx_file(version_uri(DEFAULT_NAME, version), state), state / "alone.onnx"))
+    )

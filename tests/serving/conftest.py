@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import httpx
 import pytest
 
-from serving.model.registry import CHAMPION_URI
+from serving.model.registry import champion_uri
 from tests.helpers import service as services
 from tests.helpers.service import InProcess, Serve, Served
 from tests.helpers.state import Trained
@@ -38,5 +38,5 @@ def in_process(trained: Trained) -> InProcess:
 @pytest.fixture(scope="session")
 def client(trained: Trained, in_process: InProcess) -> Iterator[httpx.Client]:
     """A client of the application with the registry's champion and otherwise the default settings."""
-    with in_process(model=CHAMPION_URI) as client:
+    with in_process(model=champion_uri()) as client:
         yield client

@@ -26,7 +26,9 @@ def test_a_model_that_is_not_there_ends_with_code_2(trained: Trained) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("models:/cifar10-classifier/99", ["models:/cifar10-classifier/99", "not in the registry"]),
+        ("models:/image-classifier/99", ["models:/image-classifier/99", "not in the registry"]),
+        ("models:/image-classifier", ["models:/image-classifier names no version", "models:/NAME/VERSION"]),
+        ("models:/m-0123abcd", ["models:/m-0123abcd names no version"]),
         ("no/such.onnx", ["no/such.onnx", "no such file"]),
         (__file__, [__file__, "not one of our ONNX models"]),
     ],
@@ -50,7 +52,7 @@ def test_a_registry_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
         ("SERVING_MAX_PIXELS", "many", ["SERVING_MAX_PIXELS=many", "integer"]),
         ("SERVING_POLL_SECONDS", "0", ["SERVING_POLL_SECONDS=0", "greater than 0"]),
         ("SERVING_PORT", "http", ["SERVING_PORT=http", "integer"]),
-        ("SERVING_MAX_PICTURES", "200", ["max_pictures=200", "max_queue=128"]),
+        ("SERVING_MAX_PICTURES", "200", ["SERVING_MAX_PICTURES=200", "SERVING_MAX_QUEUE=128"]),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,13 @@ def test_every_experiment_composes_with_every_model(experiment: str, model: str)
 def test_every_augmentation_can_be_built(transforms: str) -> None:
     settings = compose([f"transforms={transforms}"])
     names = [type(step).__name__ for step in build_transform(settings.transforms, 32, 224).transforms]
-    assert names == ["Resize", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout", "ToTensorV2"]
+    assert names == ["Fit", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout", "ToTensorV2"]
 
 
 def test_the_reference_augmentation_is_the_published_one() -> None:
     settings = compose(["experiment=reference", "model=resnet18"])
-    resize, pad, crop, flip, rotate, dropout, _ = build_transform(settings.transforms, 32, 224).transforms
-    assert (resize.height, resize.width, crop.height, crop.width) == (224,) * 4
+    fit, pad, crop, flip, rotate, dropout, _ = build_transform(settings.transforms, 32, 224).transforms
+    assert (fit.size, crop.height, crop.width) == (224,) * 3
     assert (pad.min_height, pad.min_width) == (247, 247)
     assert flip.p == rotate.p == 0.5
     assert tuple(rotate.limit) == (-15, 15)

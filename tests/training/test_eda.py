@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from nbclient import NotebookClient
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
+from serving.model.pictures.decoding import AS_SHOWN
 from training import eda, tracking
 from training.config import compose
-from training.data.eda.near_duplicates import nearest_neighbours, write_pairs
+from training.data.eda import galleries
+from training.data.eda.near_duplicates import contradictions, nearest_neighbours, pairs
 from training.data.eda.statistics import pixel_statistics, training_pictures
 from training.data.split import ImageData, load_data
 from training.settings import EdaSettings
@@ -25,7 +28,7 @@ NOTEBOOK = Path(__file__).parents[2] / "training" / "eda.ipynb"
 
 
 def load(*overrides: str) -> ImageData:
-    return load_data(compose(overrides).data, 42)
+    return load_data(compose(overrides).data, 42, AS_SHOWN)
 
 
 def test_the_page_is_written_and_mlflow_keeps_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -38,19 +41,21 @@ def test_the_page_is_written_and_mlflow_keeps_it(tmp_path: Path, caplog: pytest.
     html = (folder / "eda.html").read_text()
     data = load("data=digits")
     for part in (
-        f"{len(data.train):,} training",
-        f"{len(data.test):,} test",
+        f'<tr><th>train</th><td class="number">{len(data.train):,}</td>',
+        f'<tr><th>test</th><td class="number">{len(data.test):,}</td>',
         "8 x 8",
         data.fingerprint[:16],
         "ImageNet",
     ):
         assert part in html, part
-    assert not re.search(r"(src|href)=.(http|\w+\.png)", html), "the page needs nothing beside it"
-    pictures = sorted(path.name for path in folder.glob("*.png"))
-    for name in pictures:
-        with Image.open(folder / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 0, f"{name} is blank"
-    assert html.count("data:image/png") == len(pictures)
+    assert not re.search(r"(src|href)=.(?!data:|#)", html), "the page needs nothing beside it"
+    plots = {"balance.svg", "channels.svg", "brightness.svg", "similarity.svg"}
+    assert html.count("<svg") == len(plots)
+    assert html.count("data:image/png") == 10 * galleries.SAMPLES + 4 * eda.PAIRS
+    with open(folder / "classes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list("0123456789")
+    assert sum(int(row[split]) for row in rows for split in ("train", "validation", "test")) == 1797
 
     experiment = tracking.connect().get_experiment_by_name("eda")
     assert experiment
@@ -58,7 +63,8 @@ def test_the_page_is_written_and_mlflow_keeps_it(tmp_path: Path, caplog: pytest.
     assert run.data.tags["data"] == "digits"
     assert run.data.tags["data_fingerprint"] == data.fingerprint
     kept = {file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)}
-    assert kept == {"eda.html", "near_duplicates.csv", *pictures}
+    assert kept == {"eda.html", "near_duplicates.csv", "contradictions.csv", "classes.csv", *plots}
+    assert kept == {path.name for path in folder.iterdir()}
 
 
 def test_the_statistics_are_those_of_all_pixels(image_folder: Path) -> None:
@@ -105,11 +111,23 @@ def test_a_planted_copy_is_found_and_nothing_else(photographs: Path, tmp_path: P
     data = load("data=folder", f"data.root={photographs}")
     neighbours = nearest_neighbours(training_pictures(data), data.test, 0.75)
     assert neighbours.contradictions == 1
-    write_pairs(tmp_path / "pairs.csv", neighbours, data.classes)
-    with open(tmp_path / "pairs.csv", newline="") as file:
-        (pair,) = csv.DictReader(file)
-    assert (pair["test"], pair["test_label"]) == ("test/flower/copy.jpg", "flower")
-    assert (pair["train"], pair["train_label"]) == ("train/temple/037.png", "temple")
+    ((_, *pair),) = pairs(neighbours, data.classes)
+    assert pair == ["test/flower/copy.jpg", "flower", "train/temple/037.png", "temple"]
+
+
+def test_identical_pictures_with_two_labels_are_named_and_no_others(photographs: Path) -> None:
+    original = photographs / "train" / "temple" / "037.png"
+    for name in ("train/flower/copy.png", "test/flower/again.png", "train/temple/same_label.png"):
+        shutil.copy(original, photographs / name)
+    shutil.copy(photographs / "train" / "flower" / "061.png", photographs / "train" / "flower" / "twice.png")
+    found = contradictions(load("data=folder", f"data.root={photographs}"))
+    assert {(group, label, name) for group, _, label, name in found} == {
+        (1, "temple", "train/temple/037.png"),
+        (1, "temple", "train/temple/same_label.png"),
+        (1, "flower", "train/flower/copy.png"),
+        (1, "flower", "test/flower/again.png"),
+    }
+    assert {split for _, split, _, name in found if name.startswith("test/")} == {"test"}
 
 
 def test_the_nearest_are_the_nearest_across_the_parts_that_are_compared() -> None:

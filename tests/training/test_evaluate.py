@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.model.errors import UserError
-from serving.model.registry import CHAMPION_URI
+from serving.model.registry import champion_uri
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.state import Trained
 from training import tracking
@@ -28,7 +28,7 @@ def test_the_champion_and_its_file_score_as_in_training(
 ) -> None:
     accuracy = tracking.connect().get_run(trained.run_id).data.metrics["test_accuracy"]
     caplog.set_level(logging.INFO)
-    for number, model in enumerate((CHAMPION_URI, str(trained.onnx))):
+    for number, model in enumerate((champion_uri(), str(trained.onnx))):
         page = tmp_path / f"{number}.html"
         caplog.clear()
         main(settings(model, page, "data=digits", "data.test_limit=200"))

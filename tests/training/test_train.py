@@ -36,16 +36,20 @@ def test_a_run_prints_its_configuration_and_is_tracked_whole() -> None:
     packages = tracking.artifact(run.info.run_id, "environment.txt").read_text()
     assert f"torch=={torch.__version__.partition('+')[0]}" in packages
     for plot in ("confusion", "reliability", "learning_curves"):
-        assert tracking.artifact(run.info.run_id, f"plots/{plot}.png").stat().st_size > 10_000
+        assert tracking.artifact(run.info.run_id, f"plots/{plot}.svg").stat().st_size > 5_000
     assert "efficientnet_lite0 on digits" in tracking.artifact(run.info.run_id, "report.html").read_text()
     assert tracking.run_settings(run.info.run_id).trainer.epochs == 1
 
 
-def test_own_pictures_of_any_size_train(image_folder: Path) -> None:
+def test_own_pictures_of_any_size_train_and_what_is_left_out_is_kept(image_folder: Path) -> None:
+    (image_folder / "train" / "red" / "notes.txt").write_text("no picture")
     overrides = ["data=folder", f"data.root={image_folder}", "experiment=quick", "model.image_size=32"]
     limits = ["data.train_limit=null", "data.validation_limit=null", "data.validation_fraction=0.25"]
     run_id = train(compose([*overrides, *limits, "trainer.epochs=1"]))
     assert tracking.artifact(run_id, tracking.CLASSES_FILE).read_text() == '["green", "red"]'
+    left_out = tracking.artifact(run_id, tracking.LEFT_OUT_FILE).read_text().splitlines()
+    assert left_out[0] == "name,kind,detail"
+    assert left_out[1].startswith("train/red/notes.txt,not a picture,")
 
 
 def test_pictures_that_are_not_there_leave_nothing_behind(tmp_path: Path) -> None:
@@ -58,9 +62,9 @@ def test_pictures_that_are_not_there_leave_nothing_behind(tmp_path: Path) -> Non
 def test_what_is_being_trained_is_not_trained_twice_at_once(tmp_path: Path) -> None:
     with state_in(tmp_path):
         settings = compose(TINY)
-        key = run_key(settings, load_data(settings.data, settings.seed))
+        key = run_key(settings, load_data(settings.data, settings.seed, settings.model.decoding))
         (tmp_path / "locks").mkdir()
-        with FileLock(tmp_path / "locks" / key), pytest.raises(UserError, match=f"already: run key {key}"):
+        with FileLock(tmp_path / "locks" / key), pytest.raises(UserError, match=f"already in progress .run key {key}"):
             train(settings)
 
 

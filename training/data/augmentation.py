@@ -1,9 +1,13 @@
 """Augmented pictures, as the trainer reads them."""
 
 import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import albumentations as A
+import cv2
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,6 +23,34 @@ def build_transform(settings: TransformsSettings, own_size: int | None, image_si
     """
     size = min(own_size or image_size, image_size) if settings.resolution == "native" else image_size
     return A.Compose([build(step, size, padded_size=math.ceil(1.1 * size)) for step in settings.steps.values()])
+
+
+class Fit(A.ImageOnlyTransform):
+    """Makes a square of a picture as `Preprocessing` does, so that training sees what is served."""
+
+    class InitSchema(A.ImageOnlyTransform.InitSchema):
+        size: Annotated[int, Field(gt=0)]
+        fit: Literal["crop", "squash", "pad"]
+        mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+
+    def __init__(self, size: int, fit: str, mean: Sequence[float], p: float = 1.0) -> None:
+        super().__init__(p)
+        self.size = size
+        self.fit = fit
+        self.fill = [255 * value for value in mean]
+
+    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
+        height, width = img.shape[:2]
+        if self.fit == "crop":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            img = img[top : top + side, left : left + side]
+        elif self.fit == "pad":
+            side = max(height, width)
+            top, left = (side - height) // 2, (side - width) // 2
+            edges = (top, side - height - top, left, side - width - left)
+            img = cv2.copyMakeBorder(img, *edges, cv2.BORDER_CONSTANT, value=self.fill)
+        return cv2.resize(img, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
 
 
 class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):

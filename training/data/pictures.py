@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BATCH_BYTES = 2**26
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -15,6 +17,7 @@ class Pictures:
     sizes: np.ndarray  # int32 (N, 2), each picture's height and width
     labels: np.ndarray  # int64 (N,), indices into the classes
     names: np.ndarray  # (N,), each picture's path in its source
+    hashes: np.ndarray  # uint64 (N,), of each picture's content
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,9 +30,8 @@ class Pictures:
 
     def subset(self, indices: np.ndarray) -> "Pictures":
         """The pictures at `indices`, without copying a pixel."""
-        return Pictures(
-            self.pixels, self.offsets[indices], self.sizes[indices], self.labels[indices], self.names[indices]
-        )
+        columns = (self.offsets, self.sizes, self.labels, self.names, self.hashes)
+        return Pictures(self.pixels, *(column[indices] for column in columns))
 
     def common_size(self) -> int | None:
         """The side of the pictures where all are squares of one size, else None."""
@@ -37,10 +39,12 @@ class Pictures:
         return int(sides[0]) if len(sides) == 1 else None
 
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields indices (n,) and pictures (n, H, W, 3), n <= batch_size; all of a batch have one size."""
+        """Yields indices (n,) and pictures (n, H, W, 3) of one size; at most `batch_size`, or BATCH_BYTES of them."""
         order = np.lexsort((self.sizes[:, 1], self.sizes[:, 0]))
         changes = np.flatnonzero(np.any(np.diff(self.sizes[order], axis=0), axis=1)) + 1
         for same_size in np.split(order, changes):
-            for start in range(0, len(same_size), batch_size):
-                indices = same_size[start : start + batch_size]
+            size = int(self.sizes[same_size[:1]].prod()) * 3
+            count = max(1, min(batch_size, BATCH_BYTES // max(size, 1)))
+            for start in range(0, len(same_size), count):
+                indices = same_size[start : start + count]
                 yield indices, np.stack([self[index] for index in indices])

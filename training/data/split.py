@@ -1,5 +1,6 @@
-"""A data set: its pictures, decoded and split with every class in proportion."""
+"""A data set: its pictures, decoded and split."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
@@ -8,44 +9,104 @@ import numpy as np
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from serving.model.errors import UserError
+from serving.model.pictures.decoding import Decoding
 from training.data.cache import Cache
+from training.data.layouts import TEST, TRAIN, VALIDATION
 from training.data.pictures import Pictures
+from training.data.sources import LeftOut
 from training.settings import DataSettings
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """`classes` are in alphabetical order; `fingerprint` is the SHA-256 of all that is in the data set."""
+    """A data set as it is trained on."""
 
     name: str
-    classes: list[str]
+    classes: list[str]  # in alphabetical order
     train: Pictures
     validation: Pictures
     test: Pictures
-    fingerprint: str
+    fingerprint: str  # the SHA-256 of all that is in it
+    origins: dict[str, str]  # where each split comes from, for people
+    left_out: list[LeftOut]
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """What the data set was taken for: a row a split, of its name, pictures, pictures of a class, and origin."""
+        rows = []
+        for split, pictures in ((TRAIN, self.train), (VALIDATION, self.validation), (TEST, self.test)):
+            counts = np.bincount(pictures.labels, minlength=len(self.classes))
+            rows.append((split, f"{len(pictures):,}", f"{counts.min():,} to {counts.max():,}", self.origins[split]))
+        return rows
+
+    def left_out_by_kind(self) -> dict[str, list[LeftOut]]:
+        kinds: dict[str, list[LeftOut]] = defaultdict(list)
+        for entry in self.left_out:
+            kinds[entry.kind].append(entry)
+        return kinds
+
+    def table(self) -> str:
+        """`rows`, and what is left out, for a log."""
+        rows = [("", "pictures", "of a class", "where from"), *self.rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{self.name}: {len(self.classes)} classes: {', '.join(self.classes):.200}"]
+        for row in rows:
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for kind, entries in self.left_out_by_kind().items():
+            lines.append(f"left out, {kind}: {len(entries)}, such as {entries[0].name}")
+        return "\n".join(lines)
 
 
-def load_data(settings: DataSettings, seed: int) -> ImageData:
-    """Loads pictures through the cache and splits off the validation set; a limit leaves pictures out by the seed too.
+def load_data(settings: DataSettings, seed: int, decoding: Decoding) -> ImageData:
+    """Loads pictures through the cache, and splits off what is not split yet.
 
-    Raises UserError where the pictures are missing, broken, or can't be split.
+    The seed is that of the validation set, and of the choice where a limit leaves pictures out. Raises UserError where
+    the pictures are missing, broken, or can't be split.
     """
     arguments = dict(settings.source)
     source = partial(resolve_name(arguments.pop("_target_")), **arguments)
-    cached = Cache(settings.cache_dir, settings.broken).load(source)
-    train, validation = stratified_split(cached.splits["train"], settings.validation_fraction, seed)
+    cached = Cache(settings.cache_dir, settings.broken, decoding).load(source)
+    train, validation, test = (cached.splits[split] for split in (TRAIN, VALIDATION, TEST))
+    origins = dict.fromkeys(cached.splits, "given")
+    if not len(test):
+        train, test = split_by_content(train, settings.test_fraction)
+        origins[TEST] = f"{settings.test_fraction:.0%} of each class, by the pictures' content"
+    if not len(validation):
+        train, validation = stratified_split(train, settings.validation_fraction, seed)
+        origins[VALIDATION] = f"{settings.validation_fraction:.0%} of each class, by the seed"
     return ImageData(
         name=settings.name,
         classes=cached.classes,
         train=stratified_sample(train, settings.train_limit, seed),
         validation=stratified_sample(validation, settings.validation_limit, seed),
-        test=stratified_sample(cached.splits["test"], settings.test_limit, seed),
+        test=stratified_sample(test, settings.test_limit, seed),
         fingerprint=cached.fingerprint,
+        origins=origins,
+        left_out=cached.left_out,
     )
 
 
+def split_by_content(pictures: Pictures, fraction: float) -> tuple[Pictures, Pictures]:
+    """Splits off about `fraction` of each class, at least one; returns the rest and the part.
+
+    On which side a picture falls follows from its content alone: equal pictures fall on one side, and what was once a
+    test picture stays one when others are added. Only in a class that has none by that rule the one that comes closest
+    is taken, which may be another one later; either way a model is never tested on what an earlier one was trained on.
+    """
+    chosen = pictures.hashes < fraction * 2.0**64
+    for label in np.unique(pictures.labels):
+        members = np.flatnonzero(pictures.labels == label)
+        if not chosen[members].any():
+            chosen |= pictures.hashes == pictures.hashes[members].min()
+        if chosen[members].all():
+            raise UserError(
+                f"a class of {len(members)} pictures, {pictures.names[members[0]]} among them, is too small to split "
+                f"off a test set with data.test_fraction={fraction}; add some, or remove the class"
+            )
+    return pictures.subset(np.flatnonzero(~chosen)), pictures.subset(np.flatnonzero(chosen))
+
+
 def stratified_split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, Pictures]:
-    """Splits off `fraction` of the pictures; returns the rest and the part."""
+    """Splits off `fraction` of the pictures with every class in proportion; returns the rest and the part."""
     splitter = StratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
     try:
         rest, part = next(splitter.split(pictures.labels, pictures.labels))
@@ -56,7 +117,7 @@ def stratified_split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pi
 
 
 def stratified_sample(pictures: Pictures, limit: int | None, seed: int) -> Pictures:
-    """At most `limit` of the pictures; all of them where it is None."""
+    """At most `limit` of the pictures with every class in proportion; all of them where it is None."""
     if limit is None or limit >= len(pictures):
         return pictures
     shuffled = np.random.default_rng(seed).permutation(len(pictures))

@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, a frozen backbone's features, and what a CPU wants."""
+"""Training: the loop, its checkpoints, a frozen backbone's features, and what a CPU needs."""

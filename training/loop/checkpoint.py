@@ -1,4 +1,4 @@
-"""Checkpoints of unfinished training: safetensors, and a JSON of the rest. Each appears whole or not at all."""
+"""Checkpoints that trainer.py resumes from: safetensors, and a JSON of the rest. Each appears whole or not at all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What only training on a CPU wants."""
+"""What only training on a CPU needs."""
 
 import ctypes
 from collections.abc import Callable

@@ -26,9 +26,6 @@ class Features(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.features[index], int(self.labels[index])
 
-    def set_seed(self, seed: int) -> None:
-        """Nothing is random any more: the pictures were augmented before."""
-
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yields indices (n,) and features (n, D), n <= batch_size."""
         for start in range(0, len(self), batch_size):

@@ -172,7 +172,7 @@ class Trainer:
         values = torch.stack(losses).tolist()
         if not all(value == value for value in values):
             raise UserError(
-                f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or precision=no"
+                f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or trainer.precision=no"
             )
         metrics = {
             "train_loss": sum(values) / len(values),
@@ -196,7 +196,7 @@ class Trainer:
             return
         if (last := self.checkpoints.last_epoch()) is not None:
             self.load_state_dict(*self.checkpoints.load(last))
-            log.info("going on from the checkpoint of epoch %d", last)
+            log.info("resuming from the checkpoint of epoch %d", last)
 
     def state_dict(self) -> tuple[Tensors, State]:
         """All that the next epoch depends on."""

@@ -18,8 +18,13 @@ def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Modu
             path of a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
         options: for `timm.create_model`.
 
-    Raises UserError where the weights can't be had.
+    Raises UserError if the options do not suit the model, or the weights can't be fetched.
     """
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, **options)
+    except Exception as error:  # timm's models check their arguments each in their own way
+        raise UserError(f"model.backbone_options={options} do not suit {name}: {error}") from error
     if weights == "none":
         return timm.create_model(name, num_classes=0, **options)
     if weights == "package":

@@ -57,8 +57,8 @@ class ImageClassifier(nn.Module):
 
 
 def build_model(settings: ModelSettings, classes: int) -> ImageClassifier:
-    """Builds a model with the weights that its settings name; raises UserError where they can't be had."""
+    """Builds a model with the weights that its settings name; raises UserError as `create_backbone` does."""
     backbone = create_backbone(settings.backbone, settings.weights, settings.backbone_options)
-    preprocessing = Preprocessing(settings.image_size, settings.mean, settings.std)
+    preprocessing = Preprocessing(settings.image_size, settings.mean, settings.std, settings.fit)
     model = ImageClassifier(preprocessing, backbone, classes, settings.head.hidden_sizes, settings.head.dropout)
     return model.to(memory_format=torch.channels_last)

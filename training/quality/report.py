@@ -1,89 +1,103 @@
-"""An evaluation as one HTML page, and what such pages have in common."""
+"""An evaluation as one HTML page."""
 
-import base64
-import io
-from collections import Counter
+import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
+from scipy.stats import binomtest
 
+from training.data.split import ImageData
+from training.pages.page import THUMBNAIL, render_page, thumbnail
 from training.quality.evaluation import Evaluation
+from training.quality.figures import shows_whole_matrix
+from training.settings import DataSettings
 
-MISCLASSIFIED = 20
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-)
+MISCLASSIFIED = 300
 
 
-def render_report(title: str, evaluation: Evaluation, figures: Mapping[str, bytes]) -> bytes:
-    """Metrics, per-class table, the figures of `evaluation_figures`, and misclassified pictures."""
+def render_report(
+    title: str,
+    subtitle: str,
+    evaluation: Evaluation,
+    data: ImageData,
+    plots: Mapping[str, str],
+    steps: list[tuple[str, str]],
+    settings: str = "",
+) -> bytes:
+    """Everything that there is to know of a model's quality.
+
+    Args:
+        plots: SVG files; those of `evaluation_plots`, and perhaps `learning_curves`.
+        steps: what one may do next: a sentence and a command.
+        settings: what the model was trained with, as YAML.
+    """
+    chosen, total = misclassified(evaluation)
+    wrong = [_row(evaluation, index) for index in chosen]
+    drawn = {"learning_curves": "", "confusion": "", "reliability": "", **plots}
     return render_page(
         "report.html.jinja",
-        figures,
+        drawn,
         title=title,
+        subtitle=subtitle,
         evaluation=evaluation,
-        worst=[_row(evaluation, index, note) for index, note in worst(evaluation)],
-        typical=[_row(evaluation, index, note) for index, note in typical(evaluation)],
+        interval=accuracy_interval(evaluation),
+        whole_matrix=shows_whole_matrix(evaluation),
+        data=data,
+        wrong=wrong,
+        wrong_total=total,
+        true_names=sorted({row["true"] for row in wrong}),
+        answer_names=sorted({row["answer"] for row in wrong}),
+        steps=steps,
+        settings=settings,
     )
 
 
-def render_page(template: str, figures: Mapping[str, bytes], **values: Any) -> bytes:
-    """Renders a template of this folder with PNG files inside of the page: it needs nothing beside it."""
-    inside = {name: _data_uri(figure) for name, figure in figures.items()}
-    return TEMPLATES.get_template(template).render(figures=inside, **values).encode()
+def next_steps(data: DataSettings, model_uri: str, model: str | None = None) -> list[tuple[str, str]]:
+    """What one may do with a model: a sentence and a command each."""
+    source = f"data=folder data.root={shlex.quote(data.root)}" if data.root else f"data={data.name}"
+    pictures = shlex.quote(data.root) if data.root else data.name
+    models = f" models=[{model}]" if model else ""
+    return [
+        ("Train again, register, and promote it if it is better:", f"python -m flows.retrain{models} data={pictures}"),
+        ("Serve the champion:", "make serve"),
+        ("Score it on other pictures:", f"python -m training.evaluate model_uri={model_uri} {source}"),
+        ("Look at the pictures:", f"python -m training.eda {source}"),
+    ]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+def accuracy_interval(evaluation: Evaluation) -> tuple[float, float]:
+    """The 95 % interval of the accuracy (Wilson 1927)."""
+    count = len(evaluation.pictures)
+    right = int((evaluation.probabilities.argmax(axis=1) == evaluation.pictures.labels).sum())
+    interval = binomtest(right, count).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
-def worst(evaluation: Evaluation) -> list[tuple[int, str]]:
-    """The wrong answers that the model was surest of: index and note, the surest first."""
+def misclassified(evaluation: Evaluation) -> tuple[list[int], int]:
+    """The pictures to show, the surest answers first, every class in turn; and how many there are in all."""
     probabilities, labels = evaluation.probabilities, evaluation.pictures.labels
+    confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    surest = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISCLASSIFIED]
-    true = probabilities[surest, labels[surest]]
-    return [(int(index), f"gave the true class {share:.1%}") for index, share in zip(surest, true, strict=True)]
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    # Each one's place within its class: the first of every class come before the second of any.
+    place = np.zeros(len(surest), np.int64)
+    for label in np.unique(labels[surest]):
+        members = labels[surest] == label
+        place[members] = np.arange(members.sum())
+    chosen = surest[np.argsort(place, kind="stable")[:MISCLASSIFIED]]
+    return [int(index) for index in chosen[np.argsort(-confidence[chosen], kind="stable")]], len(wrong)
 
 
-def typical(evaluation: Evaluation) -> list[tuple[int, str]]:
-    """For each of the most frequent confusions the picture of median confidence: index and note."""
-    probabilities, labels, classes = evaluation.probabilities, evaluation.pictures.labels, evaluation.classes
-    predicted = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != labels)
-    confusions = Counter((int(labels[index]), int(predicted[index])) for index in wrong)
-    chosen = []
-    for (true, answer), count in confusions.most_common(MISCLASSIFIED):
-        alike = wrong[(labels[wrong] == true) & (predicted[wrong] == answer)]
-        median = alike[np.argsort(probabilities[alike, answer], kind="stable")[len(alike) // 2]]
-        total = int((labels == true).sum())
-        chosen.append((int(median), f"{count} of {total} pictures of {classes[true]} are taken for {classes[answer]}"))
-    return chosen
-
-
-def _row(evaluation: Evaluation, index: int, note: str) -> dict[str, Any]:
+def _row(evaluation: Evaluation, index: int) -> dict[str, Any]:
     answer = int(evaluation.probabilities[index].argmax())
     pictures, classes = evaluation.pictures, evaluation.classes
-    png = io.BytesIO()
-    Image.fromarray(pictures[index]).save(png, "PNG")
     return {
         "name": str(pictures.names[index]),
         "true": classes[pictures.labels[index]],
-        "predicted": classes[answer],
+        "answer": classes[answer],
         "confidence": float(evaluation.probabilities[index, answer]),
-        "picture": _data_uri(png.getvalue()),
-        "note": note,
+        "picture": thumbnail(pictures[index]),
+        "small": max(pictures.sizes[index]) < THUMBNAIL,
+        "note": f"the true class got {evaluation.probabilities[index, pictures.labels[index]]:.1%}",
     }
-
-
-def _data_uri(png: bytes) -> str:
-    """A picture as an address that holds the picture itself."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()

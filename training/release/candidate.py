@@ -40,7 +40,7 @@ def export_run(run_id: str) -> str:
     nothing is logged but the finding), RegistryError where MLflow or its storage does not answer.
     """
     settings = tracking.run_settings(run_id)
-    data = load_data(settings.data, settings.seed)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
     tags = MlflowClient().get_run(run_id).data.tags
     if tags["data_fingerprint"] != data.fingerprint:
         raise UserError(f"the pictures of run {run_id} have changed since it was trained; train it again")
@@ -63,6 +63,8 @@ def export_run(run_id: str) -> str:
             mean=settings.model.mean,
             std=settings.model.std,
             interpolation=INTERPOLATION,
+            fit=settings.model.fit,
+            decode_shorter_side=settings.model.decoding.shorter_side,
             quantization=quantization,
             test=evaluate(probabilities, data.test, data.classes).metrics,
             **{name: tags[name] for name in ("git_commit", "git_dirty", "data_fingerprint")},
@@ -101,7 +103,7 @@ def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.nda
     mlflow.log_metrics({f"parity_{name}": value for name, value in asdict(found).items()}, run_id=run_id)
     if not found.holds:
         raise ModelError(
-            f"the ONNX file of run {run_id} is not its PyTorch model: probabilities differ by up to "
+            f"the ONNX file of run {run_id} does not match its PyTorch model: probabilities differ by up to "
             f"{found.max_difference:.1e}, {found.disagreements} pictures get another class. It is not registered."
         )
     log.info("ONNX agrees with PyTorch on %d pictures, within %.1e", len(data.test), found.max_difference)
@@ -119,7 +121,7 @@ def _quantized(path: Path, run_id: str, data: ImageData, probabilities: np.ndarr
     kept = before - after <= LARGEST_LOSS
     metrics = {"float32_test_accuracy": before, "int8_test_accuracy": after, "int8_speed_ratio": ratio}
     mlflow.log_metrics({**metrics, "int8_kept": kept}, run_id=run_id)
-    verdict = "kept" if kept else f"not kept, more than {LARGEST_LOSS:.1%} are lost"
+    verdict = "kept" if kept else f"rejected, since it loses more than {100 * LARGEST_LOSS:.1f} points of accuracy"
     log.info(
         f"INT8 is {verdict}: {after:.2%} of the test pictures are right, {before:.2%} in float32; "
         f"{ratio:.1f} times as fast"

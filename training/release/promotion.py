@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 from scipy.stats import binomtest
 
-from serving.model.predictor import Predictor
-from serving.model.registry import CHAMPION, REGISTERED_MODEL, onnx_file, version_uri
+from serving.model.errors import ModelError
+from serving.model.registry import CHAMPION
 from training import tracking
 from training.data.split import load_data
 from training.quality.evaluation import predict
-from training.release.registry import PREVIOUS, champion
+from training.release.registry import PREVIOUS, champion, champion_model
 
 log = logging.getLogger(__name__)
 
@@ -26,38 +26,46 @@ class Decision:
     promote: bool
     reason: str
 
+    @property
+    def verdict(self) -> str:
+        return "is the champion" if self.promote else "is not promoted"
 
-def promote_if_better(version: str) -> Decision:
-    """Makes a version the champion if it should be, and records the reason with the version either way."""
-    current = champion()
+
+def promote_if_better(version: str, name: str, replace_classes: bool = False) -> Decision:
+    """Makes a version of `name` the champion if it should be, and records the reason with the version either way.
+
+    A champion that knows other classes is replaced only with `replace_classes`.
+    """
+    current = champion(name)
     if current and str(current.version) == version:  # a second call, as after an answer that got lost
         return Decision(True, current.tags["decision"])
-    reigning = str(current.version) if current else None
-    decision = decide(version, reigning)
+    decision = decide(version, name, replace_classes)
     client = tracking.connect()
-    client.set_model_version_tag(REGISTERED_MODEL, version, "decision", decision.reason)
+    client.set_model_version_tag(name, version, "decision", decision.reason)
     if decision.promote:
-        if reigning:
-            client.set_model_version_tag(REGISTERED_MODEL, version, PREVIOUS, reigning)
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
-    verdict = "is the champion" if decision.promote else "is not promoted"
-    log.info("version %s %s: %s", version, verdict, decision.reason)
+        if current:
+            client.set_model_version_tag(name, version, PREVIOUS, str(current.version))
+        client.set_registered_model_alias(name, CHAMPION, version)
+    log.info("version %s %s: %s", version, decision.verdict, decision.reason)
     return decision
 
 
-def decide(version: str, reigning: str | None) -> Decision:
-    """Compares a version with the champion, `reigning`, on the version's own test set."""
+def decide(version: str, name: str, replace_classes: bool) -> Decision:
+    """Compares a version with the champion on the version's own test set, which each decodes in its own way."""
+    try:
+        reigning = champion_model(name)
+    except ModelError as error:
+        return Decision(True, f"the champion does not work: {error}")
     if reigning is None:
         return Decision(True, "there was no champion")
-    run_id = str(tracking.connect().get_model_version(REGISTERED_MODEL, version).run_id)
+    run_id = str(tracking.connect().get_model_version(name, version).run_id)
     settings = tracking.run_settings(run_id)
-    data = load_data(settings.data, settings.seed)
-    predictor = Predictor(onnx_file(version_uri(reigning), tracking.state_dir()))
-    if predictor.classes != data.classes:
-        return Decision(True, f"the champion, version {reigning}, knows other classes")
+    data = load_data(settings.data, settings.seed, reigning.metadata.decoding)
+    if reigning.classes != data.classes:
+        return Decision(replace_classes, f"the champion, version {reigning.version}, knows other classes")
     answers = np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE))
-    answers_before = predict(partial(predictor.predict, all_cores=True), data.test, "scoring the champion")
-    return better(answers, answers_before, data.test.labels, f"the champion, version {reigning}")
+    answers_before = predict(partial(reigning.predict, all_cores=True), data.test, "scoring the champion")
+    return better(answers, answers_before, data.test.labels, f"the champion, version {reigning.version}")
 
 
 def better(candidate: np.ndarray, reigning: np.ndarray, labels: np.ndarray, name: str) -> Decision:

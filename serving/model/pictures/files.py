@@ -1,26 +1,35 @@
 """The one reader of folders, of zip and tar archives, and (by parquet.py) of Parquet files."""
 
+import contextlib
 import hashlib
 import lzma
+import posixpath
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.model.errors import PictureError, UserError
-from serving.model.pictures.decoding import SUFFIXES, is_picture
 
 # What damaged archives and file systems raise. RuntimeError: a zip file is locked by a password.
-DAMAGE = OSError, EOFError, KeyError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
+DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+ZIP_METHODS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
+PARQUET = b"PAR1"
 
 
 class File(NamedTuple):
     """A file's name in its folder or archive, and what reads it in any thread.
 
-    `read` raises a PictureError with the code `unreadable` where the file can't be read.
+    The name is a text that can be printed, with `/` between folders. `read` raises a PictureError with the code
+    `unreadable` where the file can't be read.
     """
 
     name: str
@@ -28,56 +37,59 @@ class File(NamedTuple):
 
 
 class Files:
-    """Files in an order that is the same every time: by name, in a tar archive its own.
+    """Files in an order that is the same every time: by name, in a tar archive its own. Hidden ones are only counted.
 
-    `folders` are the names of all folders, also of empty ones; `sequential` files are read one after another.
+    `folders` are the names of all folders, also of empty ones; `sequential` files are read one after another. The
+    `fingerprint` is the same as long as the names, sizes and times on the disk are.
     """
 
-    def __init__(self, path: Path, files: list[File], folders: Iterable[str] = (), sequential: bool = False) -> None:
-        self._path = path
-        self._files = files
+    def __init__(
+        self,
+        files: Iterable[tuple[str, Callable[[], bytes]]],
+        folders: Iterable[str],
+        fingerprint: str,
+        sequential: bool = False,
+    ) -> None:
+        named = [(_tidy(name), read) for name, read in files]
+        visible = {name: File(name, partial(guarded, read)) for name, read in named if not _is_hidden(name)}
+        # The last of one name is what unpacking would leave.
+        order = {name: place for place, (name, _) in enumerate(named)}
+        self._files = sorted(visible.values(), key=lambda file: order[file.name] if sequential else file.name)
         self._sequential = sequential
-        self.folders = frozenset(folders)
+        self.hidden = sum(_is_hidden(name) for name, _ in named)
+        self.folders = frozenset(name for name in map(_tidy, folders) if not _is_hidden(name)) - {"."}
+        self.fingerprint = fingerprint
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def select(self, wanted: Callable[[str], bool]) -> "Files":
-        """Only those files whose name is wanted."""
-        return Files(self._path, [file for file in self._files if wanted(file.name)], self.folders, self._sequential)
+    @property
+    def names(self) -> list[str]:
+        return [file.name for file in self._files]
 
     def read_from(self, start: int) -> Iterator[File]:
         """Yields the files from an index on."""
         for file in self._files[start:]:
             yield in_memory(file) if self._sequential else file
 
-    def fingerprint(self) -> str:
-        """The same as long as the names, sizes and times on the disk are."""
-        digest = hashlib.sha256()
-        for path in [self._path / file.name for file in self._files] if self._path.is_dir() else [self._path]:
-            stat = path.stat() if path.exists() else path.lstat()  # a link to nothing has a time of its own
-            name = str(path.relative_to(self._path))
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
 
 def open_pictures(path: Path, setting: str) -> Files:
     """Opens a folder, a zip or tar archive, or a Parquet file of pictures; raises as `open_files` does."""
-    if path.is_file() and _starts_with(path, b"PAR1"):
+    if is_parquet(path):
         from serving.model.pictures.parquet import ParquetFile  # pyarrow, which the serving image lacks
 
         pictures: Files = ParquetFile(path, setting)
     else:
-        pictures = open_files(path, setting).select(is_picture)
+        pictures = open_files(path, setting)
     if not len(pictures):
-        raise UserError(f"{setting}={path}: there is no picture in it ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{setting}={path}: there is no file in it")
     return pictures
 
 
 def open_files(path: Path, setting: str) -> Files:
-    """Lists the files of a folder, or of a zip or tar archive, but for hidden ones; `setting` named the path.
+    """Lists the files of a folder, or of a zip or tar archive; `setting` named the path.
 
-    Raises UserError where it is none of these, or is damaged.
+    Raises UserError where it is none of these, or is damaged. A file that can't be read is listed, and says so.
     """
     if not path.exists():
         raise UserError(f"{setting}={path} does not exist; give a folder, or a zip or tar archive")
@@ -90,7 +102,15 @@ def open_files(path: Path, setting: str) -> Files:
             return _zip(path)
     except DAMAGE as error:
         raise UserError(f"{setting}={path} can't be read, or is damaged:\n{error}") from error
-    raise UserError(f"{setting}={path} is neither a folder nor a zip or tar archive")
+    raise UserError(f"{setting}={path} is neither a folder nor a whole zip or tar archive")
+
+
+def is_parquet(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(PARQUET)) == PARQUET
+    except OSError:  # open_files has words for it
+        return False
 
 
 def in_memory(file: File) -> File:
@@ -102,57 +122,119 @@ def in_memory(file: File) -> File:
     return File(file.name, lambda: content)
 
 
+def stat_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files:
+        found = path.stat() if path.exists() else path.lstat()  # a link to nothing has a time of its own
+        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def _folder(root: Path) -> Files:
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*")}
-    # A link to nothing counts: it is named as unreadable. Sockets and pipes don't.
-    files = [name for name, path in paths.items() if path.is_file() or (path.is_symlink() and not path.exists())]
-    folders = (name for name, path in paths.items() if path.is_dir())
-    return Files(root, _visible((name, paths[name].read_bytes) for name in sorted(files)), folders)
+    """Follows links, also to folders; what can't be entered is listed as a file that can't be read."""
+    files: list[tuple[str, Callable[[], bytes]]] = []
+    folders: list[str] = []
+    stamps: list[tuple[str, Path]] = []
+
+    def walk(folder: Path, above: tuple[tuple[int, int], ...]) -> None:
+        place = folder.stat().st_dev, folder.stat().st_ino
+        if place in above:
+            raise OSError("a link to a folder that it lies in")
+        for path in sorted(folder.iterdir()):
+            name = path.relative_to(root).as_posix()
+            try:
+                if path.is_dir() and not _is_hidden(path.name):
+                    folders.append(name)
+                    walk(path, (*above, place))
+                    continue
+                read = path.read_bytes if path.is_file() or path.is_symlink() else partial(_fail, "it is no file")
+            except OSError as error:
+                read = partial(_fail, str(error))
+            files.append((name, read))
+            stamps.append((name, path))
+
+    walk(root, ())
+    return Files(files, folders, stat_fingerprint(stamps))
 
 
 def _zip(path: Path) -> Files:
     archive = zipfile.ZipFile(path)  # its read() may be called from several threads
-    members = sorted(archive.infolist(), key=lambda member: member.filename)
-    files = ((member.filename, partial(archive.read, member)) for member in members if not member.is_dir())
-    return Files(path, _visible(files), (member.filename.rstrip("/") for member in members if member.is_dir()))
+    members = {_zip_name(member): member for member in archive.infolist()}
+    if unknown := {member.compress_type for member in members.values()} - {*ZIP_METHODS}:
+        method = zipfile.compressor_names.get(unknown.pop(), "another method")  # type: ignore[attr-defined]
+        raise zipfile.BadZipFile(f"it is compressed by {method}, which can't be read; pack it as tar or plain zip")
+
+    def read(name: str) -> bytes:
+        content = archive.read(members[name])
+        if not stat.S_ISLNK(members[name].external_attr >> 16):
+            return content
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), content.decode()))
+        if target not in members:
+            raise FileNotFoundError(f"it is a link to {target}, which is not in the archive")
+        return read(target)
+
+    files = ((name, partial(read, name)) for name in members if not name.endswith("/"))
+    return Files(files, (name for name in members if name.endswith("/")), stat_fingerprint([("", path)]))
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """A member's name as its packer meant it: UTF-8 without the flag that says so, and Windows' backslashes."""
+    name = member.filename
+    if not member.flag_bits & 0x800:  # read as code page 437
+        with contextlib.suppress(UnicodeError):
+            name = member.orig_filename.encode("cp437").decode()
+    return name.replace("\\", "/")
 
 
 def _tar(path: Path) -> Files:
     archive = tarfile.open(path)  # noqa: SIM115 (it stays open as long as its files)
+    members = [member for member in archive if not member.isdev()]
+    _check_end(archive.fileobj, archive.offset)
 
     def read(member: tarfile.TarInfo) -> bytes:
         file = archive.extractfile(member)
         if file is None:
-            raise FileNotFoundError(f"a link to {member.linkname}, which is not a file")
+            raise FileNotFoundError(f"it is a link to {member.linkname}, which is no file")
         return file.read()
 
-    members = [(str(PurePosixPath(member.name)), member) for member in archive if not member.isdev()]
-    files = ((name, partial(read, member)) for name, member in members if not member.isdir())
-    return Files(path, _visible(files), (name for name, member in members if member.isdir()), sequential=True)
+    files = ((member.name, partial(read, member)) for member in members if not member.isdir())
+    folders = (member.name for member in members if member.isdir())
+    return Files(files, folders, stat_fingerprint([("", path)]), sequential=True)
 
 
-def _visible(files: Iterable[tuple[str, Callable[[], bytes]]]) -> list[File]:
-    return [File(name, partial(_read, read)) for name, read in files if not is_hidden(name)]
+def _check_end(file: Any, offset: int) -> None:
+    """Raises ReadError where a tar archive does not end at `offset`, where tarfile stops without a word."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise tarfile.ReadError(f"it ends at byte {offset} without an end mark, so part of it may be missing")
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"at byte {offset} there is neither a file nor the end mark")
+    while block := file.read(2**20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"there is more after its end mark at byte {offset}; is it two archives in one?")
 
 
-def is_hidden(name: str) -> bool:
+def _tidy(name: str) -> str:
+    """A name without `./`, and with what is not UTF-8 in it written as an escape."""
+    return str(PurePosixPath(name.encode(errors="surrogateescape").decode(errors="backslashreplace"))).lstrip("/")
+
+
+def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def _read(read: Callable[[], bytes]) -> bytes:
+def guarded(read: Callable[[], bytes]) -> bytes:
+    """Reads; what goes wrong becomes a PictureError with the code `unreadable`."""
     try:
         return read()
     except DAMAGE as error:
         raise PictureError("unreadable", f"The file can't be read: {error}.") from error
 
 
+def _fail(reason: str) -> bytes:
+    raise OSError(reason)
+
+
 def _raise(error: PictureError) -> bytes:
     raise error
-
-
-def _starts_with(path: Path, magic: bytes) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError:  # open_files has words for it
-        return False

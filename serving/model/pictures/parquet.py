@@ -1,24 +1,28 @@
 """Parquet files with image files' bytes in them, as Hugging Face's data sets are. Needs pyarrow."""
 
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from serving.model.errors import UserError
-from serving.model.pictures.files import File, Files
+from serving.model.pictures.files import File, Files, guarded, stat_fingerprint
 
 
 class ParquetFile(Files):
-    """The pictures of a Parquet file in the order of its rows, one that is null as an empty file.
+    """The pictures of a Parquet file in the order of its rows.
 
     A picture's name is its `path`, where the column holds structs of `bytes` and `path`; otherwise the row's number
     from 0. Raises UserError where the file is damaged, or its columns do not say which one holds the pictures.
     """
 
     def __init__(self, path: Path, setting: str) -> None:
-        super().__init__(path, [])
+        super().__init__([], [], stat_fingerprint([("", path)]))
+        self._path = path
         try:
             self._table = parquet.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
@@ -35,15 +39,30 @@ class ParquetFile(Files):
             if start < last:
                 batches = self._table.iter_batches(64, row_groups=[group], columns=[self._column])
                 values = (value for batch in batches for value in batch.column(0).to_pylist())
-                for row, value in enumerate(values, first):
-                    if row >= start:
-                        image = value if isinstance(value, dict) else {"bytes": value}
-                        yield _file(image.get("path") or str(row), image["bytes"] or b"")
+                yield from (self._file(row, value) for row, value in enumerate(values, first) if row >= start)
             first = last
 
+    def labels(self) -> list[str | None]:
+        """The class of every row: the column `label`, named as Hugging Face's metadata says; None where there is none.
 
-def _file(name: str, content: bytes) -> File:
-    return File(name, lambda: content)
+        Raises UserError where there is no such column.
+        """
+        schema = self._table.schema_arrow
+        if "label" not in schema.names:
+            raise UserError(f"{self._path} has no column label among {', '.join(schema.names)}")
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        names = features.get("label", {}).get("names")
+        values = self._table.read(columns=["label"]).column(0).to_pylist()
+        # Hugging Face's data sets have -1 for an unknown class.
+        known = [None if value is None or (isinstance(value, int) and value < 0) else value for value in values]
+        return [None if value is None else str(names[value] if names else value) for value in known]
+
+    def _file(self, row: int, value: Any) -> File:
+        image = value if isinstance(value, dict) else {"bytes": value}
+        path, content = image.get("path"), image["bytes"]
+        if content is None and path and not {"..", "/"} & {*Path(path).parts}:
+            return File(path, partial(guarded, (self._path.parent / path).read_bytes))
+        return File(path or str(row), lambda: content or b"")
 
 
 def _image_column(file: str, schema: pa.Schema) -> str:
@@ -55,5 +74,5 @@ def _image_column(file: str, schema: pa.Schema) -> str:
     columns = [field.name for field in schema if holds_bytes(field.type)]
     if "image" not in columns and len(columns) != 1:
         found = f"{'several columns' if columns else 'no column'} of bytes among {', '.join(schema.names)}"
-        raise UserError(f"{file} has {found};\nname the one with the image files' bytes image")
+        raise UserError(f"{file} has {found};\nrename the column that holds the image files to image")
     return "image" if "image" in columns else columns[0]

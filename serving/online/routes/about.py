@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from serving.model import STYLESHEET
 from serving.online import metrics
 from serving.online.schemas import ModelInfo, ModelName
 
@@ -32,5 +33,9 @@ def add_routes(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
         return RedirectResponse("ui/")
+
+    @app.get("/ui/style.css", include_in_schema=False)
+    async def style() -> FileResponse:
+        return FileResponse(STYLESHEET)
 
     app.mount("/ui", StaticFiles(directory=Path(__file__).parents[1] / "web", html=True))

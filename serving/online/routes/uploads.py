@@ -42,7 +42,7 @@ async def read_pictures(request: Request, max_pictures: int) -> list[bytes]:
     pictures = await _from_form(request, "images")
     if len(pictures) > max_pictures:
         raise Refusal(
-            413, "too_many_pictures", f"The request has {len(pictures)} pictures; at most {max_pictures} are taken."
+            413, "too_many_pictures", f"The request has {len(pictures)} pictures; at most {max_pictures} are accepted."
         )
     return pictures
 
@@ -52,7 +52,7 @@ def _content_type(request: Request) -> str:
 
 
 def _unsupported(kind: str, accepted: str) -> Refusal:
-    return Refusal(415, "unsupported_type", f"The content type {kind or '(none)'} is not taken; send {accepted}.")
+    return Refusal(415, "unsupported_type", f"The content type {kind or '(none)'} is not supported; send {accepted}.")
 
 
 async def _from_form(request: Request, field: str) -> list[bytes]:

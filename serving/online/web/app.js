@@ -7,6 +7,8 @@ const TRIES_WHEN_BUSY = 5;
 const get = (id) => document.getElementById(id);
 const [files, drop, results, status, access, token, clear] =
   ["files", "drop", "results", "status", "access", "token", "clear"].map(get);
+// How the model makes a square of a picture, in the words of CSS; models without a word squash.
+const OBJECT_FIT = { crop: "cover", squash: "fill", pad: "contain" };
 const tenths = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
 const percent = (share) => (share > 0 && share < 0.001 ? "<" : "") + tenths.format(share && Math.max(share, 0.001));
 const api = (path) => new URL(`../${path}`, location.href);
@@ -46,7 +48,7 @@ function askForToken(refused) {
   sessionStorage.removeItem("token");
   access.hidden = false;
   access.querySelector("label").textContent =
-    refused ? "The service does not know this access token." : "This service wants an access token.";
+    refused ? "The service does not know this access token." : "This service needs an access token.";
 }
 
 async function showModel() {
@@ -55,6 +57,7 @@ async function showModel() {
     const accuracy = model.metrics.test_accuracy;
     const measured = accuracy === undefined ? "" : ` · ${percent(accuracy)} test accuracy`;
     get("model").textContent = `${model.name}, version ${model.version} · trained on ${model.data}${measured}`;
+    results.style.setProperty("--fit", OBJECT_FIT[model.metadata.fit] ?? "fill");
     access.hidden = true;
   } catch (error) {
     get("model").textContent = error.message;

@@ -106,9 +106,9 @@ def test_other_pictures_or_another_model_begin_anew(
     source.write_bytes(archive.read_bytes())
     cut_off(source, predictor, target)
     assert rows_left(predictor) == 3000 - PART_ROWS
-    assert not caplog.records or "anew" not in caplog.text
+    assert "starting over" not in caplog.text
     assert rows_left(Predictor(trained.onnx, "2")) == 3000
-    assert "another model: beginning anew" in caplog.text
+    assert "another model; starting over" in caplog.text
 
     cut_off(source, predictor, target)
     os.utime(source, (0, 0))
@@ -148,7 +148,7 @@ def test_answers_are_the_predictors_and_broken_pictures_have_an_error(
         f"{split}/{label}/{index}" for split in ("test", "train") for label in ("green", "red") for index in range(6)
     ]
     whole = [next(mixed.glob(f"{name}.*")).relative_to(mixed).as_posix() for name in folders]
-    assert names == ["caf\\xe9.png", "cut.jpg", "empty.PNG", "large.webp", *whole]
+    assert names == ["caf\\xe9.png", "cut.jpg", "empty.PNG", "large.webp", "notes.txt", *whole]
 
     probabilities = [f"probability_{label}" for label in predictor.classes]
     for row in table.to_pylist():
@@ -160,13 +160,18 @@ def test_answers_are_the_predictors_and_broken_pictures_have_an_error(
             assert row["confidence"] == max(row[column] for column in probabilities)
             assert row["error"] is None
     by_name = {row["name"]: row for row in table.to_pylist()}
-    for name, words in [("cut.jpg", "broken"), ("empty.PNG", "not a picture"), ("large.webp", "200x200 pixels")]:
+    for name, words in [
+        ("cut.jpg", "broken"),
+        ("empty.PNG", "empty"),
+        ("notes.txt", "not a picture"),
+        ("large.webp", "200x200 pixels"),
+    ]:
         assert words in by_name[name]["error"]
         assert {by_name[name][column] for column in ("label", "confidence", *probabilities)} == {None}
 
     rows = {row["class"]: row for row in summary(tmp_path / "new" / "out.parquet")}
     assert list(rows) == [*predictor.classes, "(all)", "(no answer)"]
-    assert (rows["(all)"]["pictures"], rows["(no answer)"]["pictures"]) == (len(names) - 3, 3)
+    assert (rows["(all)"]["pictures"], rows["(no answer)"]["pictures"]) == (len(names) - 4, 4)
     for label in predictor.classes:
         assert rows[label]["pictures"] == table["label"].to_pylist().count(label)
         bands = [rows[label][band] for band in ("below 50%", "50% to 90%", "from 90%")]

@@ -11,7 +11,7 @@ from serving.model.errors import (
     PictureError,
     RegistryError,
     UserError,
-    exit_on_user_error,
+    exit_in_words,
     full_disk,
     in_words,
 )
@@ -31,7 +31,7 @@ def caused(by: BaseException) -> Exception:
 def test_what_has_words_ends_with_code_2_and_without_a_traceback(
     error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+    with pytest.raises(SystemExit) as stop, exit_in_words():
         raise error
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {error}\n"
@@ -39,7 +39,7 @@ def test_what_has_words_ends_with_code_2_and_without_a_traceback(
 
 @pytest.mark.parametrize("error", [ValueError("a mistake"), PictureError("broken_picture", "x"), MemoryError()])
 def test_a_mistake_of_ours_goes_on_as_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)), exit_on_user_error():
+    with pytest.raises(type(error)), exit_in_words():
         raise error
     assert in_words(error) is None
 

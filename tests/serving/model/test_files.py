@@ -119,27 +119,53 @@ def test_what_can_not_be_opened_is_named_in_two_lines(image_folder: Path, tmp_pa
     (tmp_path / "cut.zip").write_bytes(zipped(image_folder, tmp_path / "a.zip").read_bytes()[:-200])
     for name, words in [
         ("nowhere", "does not exist"),
-        ("empty", "no picture in it"),
-        ("notes.txt", "neither a folder nor a zip or tar archive"),
+        ("empty", "no file in it"),
+        ("notes.txt", "neither a folder nor a whole zip or tar archive"),
         ("cut.tar.gz", "damaged"),
-        ("cut.zip", "neither a folder nor a zip or tar archive"),
+        ("cut.zip", "neither a folder nor a whole zip or tar archive"),
     ]:
         path = tmp_path / name
         assert_raises_in_words(UserError, lambda path=path: open_pictures(path, "source"), f"source={path}", words)
 
 
 def test_the_fingerprint_follows_names_sizes_and_times(image_folder: Path) -> None:
-    before = open_files(image_folder, "source").fingerprint()
-    assert open_files(image_folder, "source").fingerprint() == before
+    before = open_files(image_folder, "source").fingerprint
+    assert open_files(image_folder, "source").fingerprint == before
     os.utime(image_folder / "test" / "red" / "1.jpg", (0, 0))
-    touched = open_files(image_folder, "source").fingerprint()
+    touched = open_files(image_folder, "source").fingerprint
     (image_folder / "test" / "red" / "1.jpg").rename(image_folder / "test" / "red" / "one.jpg")
-    assert len({before, touched, open_files(image_folder, "source").fingerprint()}) == 3
+    assert len({before, touched, open_files(image_folder, "source").fingerprint}) == 3
 
 
-def test_pipes_are_no_files(image_folder: Path) -> None:
+def test_a_pipe_is_unreadable_and_nobody_waits_for_it(image_folder: Path) -> None:
     os.mkfifo(image_folder / "pipe.jpg")
-    assert len(open_pictures(image_folder, "source")) == 24
+    assert "it is no file" in unreadable(open_pictures(image_folder, "source"), "pipe.jpg")
+
+
+def test_the_last_of_two_members_of_one_name_counts(tmp_path: Path) -> None:
+    """It is what unpacking would leave."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("a.png", b"first")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("a.png", b"last")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for content in (b"first", b"last"):
+            member = tarfile.TarInfo("a.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    for name in ("a.zip", "a.tar"):
+        assert contents(open_files(tmp_path / name, "source")) == [("a.png", b"last")]
+
+
+def test_a_zip_of_an_unknown_method_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.png", b"picture")
+    content = bytearray(path.read_bytes())
+    for header, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(header) + method] = 9
+    path.write_bytes(content)
+    assert_raises_in_words(UserError, lambda: open_files(path, "source"), "deflate64", "pack it as")
 
 
 def test_hard_links_in_a_tar_archive_are_files(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from serving.model.errors import UserError
+from serving.model.errors import PictureError, UserError
 from serving.model.pictures.files import open_pictures
 from tests.helpers.commands import assert_in_words
 
@@ -48,3 +48,18 @@ def test_what_can_not_be_opened_is_named_in_two_lines(tmp_path: Path) -> None:
         with pytest.raises(UserError) as refusal:
             open_pictures(tmp_path / name, "source")
         assert_in_words(str(refusal.value), f"source={tmp_path / name}", words)
+
+
+def test_a_row_may_name_a_file_beside_it(tmp_path: Path) -> None:
+    """As `datasets` writes pictures that it does not embed; never one outside of the folder."""
+    (tmp_path / "a.png").write_bytes(b"picture")
+    structs = pa.array(
+        [{"bytes": None, "path": path} for path in ("a.png", "nothing.png", "../a.png", "/etc/hostname")],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    (tmp_path / "set").mkdir()
+    files = list(open_pictures(write(tmp_path / "a.parquet", image=structs), "source").read_from(0))
+    assert files[0].read() == b"picture"
+    with pytest.raises(PictureError, match=r"nothing\.png"):
+        files[1].read()
+    assert [file.read() for file in files[2:]] == [b"", b""]

@@ -82,9 +82,9 @@ def unfinished_request(url: str) -> HTTPConnection:
 
 def test_pictures_of_many_sizes_fit_one_run(in_process: InProcess) -> None:
     """More pixels than one batch may hold are run in several."""
-    with in_process(max_pixels=40_000) as client:
+    with in_process(max_pixels=4_000) as client:
         runs = metric(client, "classifier_batch_size_count")
-        files = [("images", png(150, 200, seed=index)) for index in range(8)]
+        files = [("images", png(50, 70, seed=index)) for index in range(8)]
         answer = client.post("/classify_batch", files=files).raise_for_status().json()
         assert all("label" in result for result in answer["results"])
         assert metric(client, "classifier_batch_size_count") - runs == 8

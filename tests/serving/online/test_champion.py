@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from serving.model.errors import RegistryError
-from serving.model.registry import CHAMPION, CHAMPION_URI, REGISTERED_MODEL, version_uri
+from serving.model.registry import CHAMPION, DEFAULT_NAME, champion_uri, version_uri
 from serving.model.store import ModelStore
 from tests.helpers.commands import assert_user_error, run_module
 from tests.helpers.pictures import png
@@ -38,8 +38,8 @@ def promote(trained: Trained, model: onnx.ModelProto | None = None) -> str:
     client = tracking.connect()
     with mlflow.start_run(run_id=trained.run_id):
         logged = mlflow.onnx.log_model(model or onnx.load(trained.onnx), name="onnx", save_as_external_data=False)
-    version = registry.register(trained.run_id, logged.model_uri)
-    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
+    version = registry.register(trained.run_id, logged.model_uri, DEFAULT_NAME)
+    client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, version)
     return version
 
 
@@ -64,7 +64,7 @@ def changes(client: httpx.Client, outcome: str) -> float:
 def test_a_new_champion_is_taken_without_losing_a_request(
     in_process: InProcess, trained: Trained, own_registry: Path
 ) -> None:
-    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
+    with in_process(model=champion_uri(), poll_seconds=0.2) as client:
         answers: list[httpx.Response] = []
         stop = threading.Event()
         taken = changes(client, "taken")
@@ -97,20 +97,20 @@ def test_a_new_champion_is_taken_without_losing_a_request(
 def test_a_version_that_fails_its_self_test_leaves_the_old_one(
     in_process: InProcess, trained: Trained, own_registry: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
+    with in_process(model=champion_uri(), poll_seconds=0.2) as client:
         failed = changes(client, "failed")
         broken = promote(trained, doubled(trained))
         wait_until(lambda: changes(client, "failed") == failed + 1)
         assert version(client) == trained.version
         assert client.post("/classify", files={"image": png()}).status_code == 200
-        assert f"version {broken} of {CHAMPION_URI} does not work" in caplog.text
+        assert f"version {broken} of {champion_uri()} does not work" in caplog.text
         assert "do not add up to 1" in caplog.text
         good = promote(trained)
         wait_until(lambda: version(client) == good)
         assert changes(client, "failed") == failed + 1, "it was tried once"
     # What starts now, with a broken champion, falls back on what the last one kept.
     promote(trained, doubled(trained))
-    assert ModelStore(CHAMPION_URI, own_registry, ("CPUExecutionProvider",)).load().version == good
+    assert ModelStore(champion_uri(), own_registry, ("CPUExecutionProvider",)).load().version == good
 
 
 def test_a_registry_that_goes_away_is_told_of_once(
@@ -120,7 +120,7 @@ def test_a_registry_that_goes_away_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with in_process(model=CHAMPION_URI, poll_seconds=0.2) as client:
+    with in_process(model=champion_uri(), poll_seconds=0.2) as client:
         failed = changes(client, "failed")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         wait_until(lambda: changes(client, "failed") > failed + 1)
@@ -128,19 +128,19 @@ def test_a_registry_that_goes_away_is_told_of_once(
         assert client.post("/classify", files={"image": png()}).status_code == 200
         warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert len([record for record in warnings if "goes on serving" in record.getMessage()]) == 1
-    store = ModelStore(CHAMPION_URI, own_registry, ("CPUExecutionProvider",))
+    store = ModelStore(champion_uri(), own_registry, ("CPUExecutionProvider",))
     assert store.load().version == trained.version, "the last good copy"
     with pytest.raises(RegistryError, match="does not answer"):
-        ModelStore(CHAMPION_URI, own_registry / "elsewhere", ("CPUExecutionProvider",)).load()
+        ModelStore(champion_uri(), own_registry / "elsewhere", ("CPUExecutionProvider",)).load()
 
 
 @pytest.mark.slow
 def test_a_service_starts_without_a_registry_from_what_was_kept(
     serve: Serve, trained: Trained, own_registry: Path
 ) -> None:
-    down = {"SERVING_MODEL": CHAMPION_URI, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    down = {"SERVING_MODEL": champion_uri(), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     assert_user_error(run_module("serving", **down), "http://127.0.0.1:9", "does not answer")
-    with serve(SERVING_MODEL=CHAMPION_URI):
+    with serve(SERVING_MODEL=champion_uri()):
         pass
     with serve(**down) as served:
         assert httpx.post(f"{served.url}/classify", files={"image": png()}).status_code == 200
@@ -148,10 +148,10 @@ def test_a_service_starts_without_a_registry_from_what_was_kept(
 
 
 def test_a_pinned_version_stays(in_process: InProcess, trained: Trained, own_registry: Path) -> None:
-    pinned = version_uri(trained.version)
+    pinned = version_uri(DEFAULT_NAME, trained.version)
     with (
         in_process(model=pinned, poll_seconds=0.2) as client,
-        in_process(model=CHAMPION_URI, poll_seconds=0.2) as follower,
+        in_process(model=champion_uri(), poll_seconds=0.2) as follower,
     ):
         second = promote(trained)
         wait_until(lambda: version(follower) == second)

@@ -31,7 +31,7 @@ def test_the_serving_lock_file_is_enough(trained: Trained, tmp_path: Path) -> No
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save(image)
     # The registry's champion, and the file by itself: both need nothing else.
     answers = []
-    for model in ("models:/cifar10-classifier@champion", str(trained.onnx)):
+    for model in ("models:/image-classifier@champion", str(trained.onnx)):
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         settings = {"SERVING_PORT": str(port), "SERVING_MODEL": model}

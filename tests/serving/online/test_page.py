@@ -1,7 +1,6 @@
 """The page at /ui, used in a real Chromium."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,24 +8,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.pictures import png
 from tests.helpers.service import Serve
 from tests.helpers.state import Trained
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -71,6 +57,25 @@ def test_pictures_are_shown_with_their_classes(page: Page, service: str, trained
     expect(page.locator(".card")).to_have_count(0)
 
 
+def test_a_picture_is_shown_as_the_model_sees_it(page: Page, service: str, tmp_path: Path) -> None:
+    """The middle square of it, and white where it is transparent, also on a dark page."""
+    stripes = np.zeros((20, 60, 4), np.uint8)
+    stripes[:, :20] = stripes[:, 40:] = (255, 0, 0, 255)  # outside of the middle
+    stripes[:10, 20:40] = (0, 0, 255, 255)
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    page.emulate_media(color_scheme="dark")
+    page.goto(f"{service}/ui/")
+    expect(page.locator("#model")).to_contain_text("version")
+    page.locator("#files").set_input_files(tmp_path / "stripes.png")
+    expect(page.locator(".classes li")).to_have_count(5)
+    page.locator(".thumb").screenshot(path=tmp_path / "thumb.png")
+    with Image.open(tmp_path / "thumb.png") as shot:
+        pixels = np.asarray(shot.convert("RGB"))
+    height, width = pixels.shape[:2]
+    np.testing.assert_array_equal(pixels[height // 4, [width // 8, width // 2, -width // 8]], [[0, 0, 255]] * 3)
+    np.testing.assert_array_equal(pixels[3 * height // 4, [width // 8, width // 2, -width // 8]], [[255] * 3] * 3)
+
+
 @pytest.mark.parametrize("event", ["paste", "drop"])
 def test_a_picture_can_be_pasted_or_dropped(page: Page, service: str, event: str) -> None:
     page.goto(f"{service}/ui/")
@@ -102,10 +107,10 @@ def test_the_keyboard_reaches_everything(page: Page, service: str) -> None:
 def test_a_token_is_asked_for_and_waiting_pictures_go_on(page: Page, serve: Serve) -> None:
     with serve(SERVING_TOKENS="my-secret") as served:
         page.goto(f"{served.url}/ui/")
-        field = page.get_by_label("This service wants an access token.")
+        field = page.get_by_label("This service needs an access token.")
         expect(field).to_be_visible()
         page.locator("#files").set_input_files({"name": "noise.png", "mimeType": "image/png", "buffer": png()})
-        expect(page.locator(".verdict")).to_contain_text("wants a token")
+        expect(page.locator(".verdict")).to_contain_text("token is required")
         field.fill("wrong")
         page.get_by_role("button", name="Use it").click()
         expect(page.get_by_label("does not know this access token")).to_be_visible()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from serving.model.pictures.decoding import AS_SHOWN
 from training.config import compose
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import load_data
@@ -11,7 +12,7 @@ from training.data.split import load_data
 @pytest.mark.parametrize(("transforms", "size"), [("reference", 64), ("no_coarse_dropout", 64), ("native", 8)])
 def test_augmented_pictures_have_one_size_and_follow_the_seed(transforms: str, size: int) -> None:
     settings = compose(["data=digits", f"transforms={transforms}"])
-    data = load_data(settings.data, 1)
+    data = load_data(settings.data, 1, AS_SHOWN)
 
     def epoch(seed: int) -> torch.Tensor:
         dataset = AlbumentationsDataset(data.train, build_transform(settings.transforms, data.train.common_size(), 64))

@@ -1,6 +1,5 @@
 """Pictures decoded once."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -9,20 +8,20 @@ import pytest
 from PIL import Image
 
 from serving.model.errors import UserError
-from serving.model.pictures.decoding import decode
+from serving.model.pictures.decoding import AS_SHOWN, Decoding, decode
 from training.data import sources
 from training.data.cache import Cache, Cached
 
 
-def load(folder: Path, cache: Path, broken: str = "refuse") -> Cached:
-    return Cache(cache, broken).load(partial(sources.folder, str(folder)))
+def load(folder: Path, cache: Path, decoding: Decoding = AS_SHOWN) -> Cached:
+    return Cache(cache, "refuse", decoding).load(partial(sources.folder, str(folder)))
 
 
 def test_the_cache_holds_the_pixels_of_the_files(image_folder: Path, tmp_path: Path) -> None:
-    _, classes, splits = load(image_folder, tmp_path / "cache")
+    _, classes, splits, _ = load(image_folder, tmp_path / "cache")
     assert classes == ["green", "red"]
     for split, pictures in splits.items():
-        assert len(pictures) == 12
+        assert len(pictures) == (0 if split == "validation" else 12)
         for index, name in enumerate(pictures.names):
             path = image_folder / name
             assert path.parent.name == classes[pictures.labels[index]]
@@ -43,32 +42,21 @@ def test_the_cache_is_used_again_and_follows_the_content(image_folder: Path, tmp
     assert len(list(cache.iterdir())) == 2
 
 
-def test_broken_pictures_are_named_counted_and_refused_or_skipped(
-    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("0.png", "1.jpg"):
-        path = image_folder / "train" / "red" / name
-        path.write_bytes(path.read_bytes()[:100])
-    cache = tmp_path / "cache"
-    with pytest.raises(UserError, match=r"2 of the pictures.*train/red/0.png.*train/red/1.jpg") as refusal:
-        load(image_folder, cache)
-    assert "data.broken=skip" in str(refusal.value)
-    assert list(cache.iterdir()) == [], "nothing half-written stays"
-
-    for _ in range(2):  # also where the cache has been written before
-        caplog.clear()
-        _, _, splits = load(image_folder, cache, "skip")
-        assert len(splits["train"]) == 10
-        assert "2 of the pictures" in caplog.text
+def test_nothing_half_written_stays(image_folder: Path, tmp_path: Path) -> None:
+    path = image_folder / "train" / "red" / "0.png"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="1 of the pictures"):
+        load(image_folder, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("labels", [("red",), ("red", "green")])
-def test_a_class_of_broken_pictures_is_refused(labels: tuple[str, ...], image_folder: Path, tmp_path: Path) -> None:
-    for label in labels:
-        for path in (image_folder / "test" / label).iterdir():
-            path.write_bytes(b"broken")
-    with pytest.raises(UserError, match=rf"none of the pictures in test/{min(labels)}/ can be decoded"):
-        load(image_folder, tmp_path / "cache", "skip")
+def test_another_decoding_is_another_entry(image_folder: Path, tmp_path: Path) -> None:
+    large = load(image_folder, tmp_path / "cache")
+    small = load(image_folder, tmp_path / "cache", Decoding(shorter_side=12))
+    assert small.fingerprint == large.fingerprint
+    assert large.splits["train"].sizes.min() == 20
+    assert 6 <= small.splits["train"].sizes.min() <= 12
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_batches_hold_every_picture_once_in_one_size_each(image_folder: Path, tmp_path: Path) -> None:
@@ -82,8 +70,9 @@ def test_batches_hold_every_picture_once_in_one_size_each(image_folder: Path, tm
     assert sorted(seen) == list(range(12))
 
 
-def test_a_picture_that_can_not_be_read_is_named_like_a_broken_one(image_folder: Path, tmp_path: Path) -> None:
-    os.symlink("nowhere.jpg", image_folder / "train" / "red" / "dangling.jpg")
-    with pytest.raises(UserError, match=r"1 of the pictures.*train/red/dangling.jpg \(The file can't be read"):
-        load(image_folder, tmp_path / "cache")
-    assert len(load(image_folder, tmp_path / "cache", "skip").splits["train"]) == 12
+def test_a_batch_of_large_pictures_is_small(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.pictures.BATCH_BYTES", 2 * 20 * 30 * 3)
+    pictures = load(image_folder, tmp_path / "cache").splits["train"]
+    assert max(len(indices) for indices, _ in pictures.batches(64)) <= 2

@@ -1,4 +1,4 @@
-"""Where pictures come from."""
+"""Where pictures come from; the forms that people's own have are in test_layouts.py."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,8 @@ from training.data import sources
 
 
 def contents(root: Path) -> list[tuple[str, str, bytes]]:
-    return sorted((item.split, item.label, bytes(item.read())) for item in sources.folder(str(root)))
+    items = [item for item in sources.folder(str(root)) if isinstance(item, sources.Item)]
+    return sorted((item.split, item.label, bytes(item.read())) for item in items)
 
 
 def test_a_folder_and_archives_of_it_hold_the_same_pictures(image_folder: Path, tmp_path: Path) -> None:
@@ -29,23 +30,8 @@ def test_a_missing_path_is_named() -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no pictures under train/<class>/"):
+    with pytest.raises(UserError, match="there are no folders of classes"):
         list(sources.folder(str(tmp_path)))
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_folder_without_pictures_is_named(image_folder: Path, split: str) -> None:
-    for path in (image_folder / split / "green").iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match=f"no pictures in {split}/green/"):
-        list(sources.folder(str(image_folder)))
-
-
-def test_one_class_is_too_few(image_folder: Path) -> None:
-    for split in ("train", "test"):
-        shutil.rmtree(image_folder / split / "red")
-    with pytest.raises(UserError, match=r"only one class \(green\)"):
-        list(sources.folder(str(image_folder)))
 
 
 def test_the_digits_are_all_there() -> None:

@@ -25,7 +25,7 @@ from training.model.classifier import ImageClassifier, build_model
 
 def trainer(*overrides: str) -> tuple[Trainer, ImageClassifier]:
     settings = compose([*TINY, "trainer.precision=no", *overrides])
-    data = load_data(settings.data, settings.seed)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)

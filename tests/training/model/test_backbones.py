@@ -29,9 +29,9 @@ def test_the_installed_weights_know_imagenet() -> None:
         pixels = torch.tensor(load_sample_image(photograph))
         return int(model(pixels[None]).argmax())
 
-    daisy, bell_cote, monastery, stupa = 985, 442, 663, 832
+    daisy, bell_cote, monastery, palace, stupa = 985, 442, 663, 698, 832
     assert answer("flower.jpg") == daisy
-    assert answer("china.jpg") in (bell_cote, monastery, stupa)
+    assert answer("china.jpg") in (bell_cote, monastery, palace, stupa)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_b16"])

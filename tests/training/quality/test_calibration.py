@@ -20,7 +20,7 @@ def test_the_temperature_that_made_the_labels_is_found_again() -> None:
 
 def test_a_classifier_that_is_too_sure_answers_the_same_but_less_sure() -> None:
     settings = compose([*TINY, "model.weights=none"])
-    data = load_data(settings.data, settings.seed)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
     model = build_model(settings.model, len(data.classes))
     model.head[0].weight.data *= 1000  # an untrained model that is sure of everything
     before = predict(torch_classify(model), data.validation, "before")
@@ -35,7 +35,7 @@ def test_a_classifier_that_is_too_sure_answers_the_same_but_less_sure() -> None:
 
 def test_a_classifier_that_is_as_sure_as_it_is_right_stays_as_it_is() -> None:
     settings = compose([*TINY, "model.weights=none"])
-    data = load_data(settings.data, settings.seed)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
     model = build_model(settings.model, len(data.classes))
     model.head[0].weight.data.zero_()
     model.head[0].bias.data.zero_()  # every class alike, which is right for a tenth of the pictures

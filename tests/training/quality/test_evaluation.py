@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from training.data.pictures import Pictures
 from training.quality.evaluation import evaluate
-from training.quality.figures import confusion_figure, evaluation_figures
+from training.quality.figures import confusion_csv, confusions, evaluation_plots, plots
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -13,7 +14,8 @@ def pictures(labels: list[int]) -> Pictures:
     count = len(labels)
     names = np.arange(count).astype(str)
     sizes = np.ones((count, 2), np.int32)
-    return Pictures(np.zeros(3 * count, np.uint8), 3 * np.arange(count), sizes, np.array(labels), names)
+    columns = 3 * np.arange(count), sizes, np.array(labels), names, np.arange(count, dtype=np.uint64)
+    return Pictures(np.zeros(3 * count, np.uint8), *columns)
 
 
 def test_the_metrics_of_a_small_example() -> None:
@@ -27,5 +29,28 @@ def test_the_metrics_of_a_small_example() -> None:
     assert evaluation.metrics["calibration_error"] == pytest.approx(3 / 8, abs=1e-6)
     assert evaluation.confusion.tolist() == [[3, 1, 0], [0, 2, 0], [0, 2, 0]]
     assert [row["pictures"] for row in evaluation.per_class] == [4, 2, 2]
-    assert confusion_figure(evaluation).axes[0].get_title() == "accuracy 62.50%"
-    assert all(figure.startswith(b"\x89PNG") for figure in evaluation_figures(evaluation).values())
+    assert confusions(evaluation) == [(2, 1, 2), (0, 1, 1)]
+    assert confusion_csv(evaluation) == "true class,cat,dog,owl\ncat,3,1,0\ndog,0,2,0\nowl,0,2,0\n"
+    assert set(evaluation_plots(evaluation)) == {"confusion", "reliability"}
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_shown() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 300, 3000)
+    probabilities = random.dirichlet(np.full(300, 0.1), 3000).astype(np.float32)
+    evaluation = evaluate(probabilities, pictures(labels.tolist()), [f"class {index}" for index in range(300)])
+    (true, answer, count), *_ = confusions(evaluation)
+    assert count == (evaluation.confusion - np.diag(np.diag(evaluation.confusion))).max()
+    drawn = evaluation_plots(evaluation)["confusion"]
+    assert f"class {true} → class {answer}" in drawn
+    assert len(drawn) < 100_000
+    assert confusion_csv(evaluation).count("\n") == 301
+
+
+def test_a_plot_that_fails_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> Figure:
+        raise MemoryError
+
+    drawn = plots({"good": lambda: Figure(), "bad": fails})
+    assert set(drawn) == {"good"}
+    assert "the plot bad is left out" in caplog.text

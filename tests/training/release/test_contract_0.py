@@ -6,7 +6,7 @@ import mlflow
 import onnx
 import pytest
 
-from serving.model.registry import CHAMPION, CHAMPION_URI, REGISTERED_MODEL
+from serving.model.registry import CHAMPION, DEFAULT_NAME, champion_uri
 from serving.model.store import ModelStore
 from tests.helpers.state import CONTRACT_0, TINY, state_in
 from training import tracking
@@ -23,22 +23,22 @@ def test_a_new_version_is_compared_with_it_and_rollback_goes_back_to_it(tmp_path
         client = tracking.connect()
         with mlflow.start_run(experiment_id=tracking.experiment_id("earlier release")) as run:
             logged = mlflow.onnx.log_model(onnx.load(CONTRACT_0), name="onnx", save_as_external_data=False)
-        client.create_registered_model(REGISTERED_MODEL)
-        version = client.create_model_version(REGISTERED_MODEL, logged.model_uri, run.info.run_id)
+        client.create_registered_model(DEFAULT_NAME)
+        version = client.create_model_version(DEFAULT_NAME, logged.model_uri, run.info.run_id)
         earlier = str(version.version)
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, earlier)
+        client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, earlier)
 
         run_id = train(compose([*TINY, "trainer.epochs=1", "model.weights=none"]))
-        new = registry.register(run_id, export_run(run_id))
-        decision = promote_if_better(new)
+        new = registry.register(run_id, export_run(run_id), DEFAULT_NAME)
+        decision = promote_if_better(new, DEFAULT_NAME)
         assert not decision.promote
         assert f"does not beat the 9{decision.reason.partition('does not beat the 9')[2][:4]}% of" in decision.reason
         assert f"the champion, version {earlier}" in decision.reason
 
-        client.set_model_version_tag(REGISTERED_MODEL, new, registry.PREVIOUS, earlier)
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, new)
-        store = ModelStore(CHAMPION_URI, tmp_path, ("CPUExecutionProvider",))
+        client.set_model_version_tag(DEFAULT_NAME, new, registry.PREVIOUS, earlier)
+        client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, new)
+        store = ModelStore(champion_uri(), tmp_path, ("CPUExecutionProvider",))
         assert store.load().metadata.contract == 1
-        assert registry.rollback() == earlier
+        assert registry.rollback(DEFAULT_NAME) == earlier
         champion = store.load()
         assert (champion.version, champion.metadata.contract) == (earlier, 0)

@@ -8,6 +8,7 @@ import torch
 from mlflow import MlflowClient
 
 from serving.model.contract import CONTRACT, MODEL_FILE
+from serving.model.pictures.decoding import AS_SHOWN
 from serving.model.predictor import Predictor
 from tests.helpers.state import TINY, Trained
 from training import tracking
@@ -21,7 +22,7 @@ from training.train import train
 
 def test_onnx_answers_as_pytorch_does_over_the_test_set(trained: Trained) -> None:
     settings = tracking.run_settings(trained.run_id)
-    test = load_data(settings.data, settings.seed).test
+    test = load_data(settings.data, settings.seed, settings.model.decoding).test
     expected = predict(torch_classify(load_model(trained.run_id)), test, "torch")
     found = parity(expected, predict(onnx_classify(trained.onnx), test, "onnx"))
     assert found.holds
@@ -55,7 +56,7 @@ def test_the_file_describes_itself(trained: Trained) -> None:
     assert metadata.model_name == "efficientnet_lite0"
     assert metadata.mlflow_run_id == trained.run_id
     assert metadata.data_name == "digits"
-    assert metadata.data_fingerprint == load_data(compose(["data=digits"]).data, 1).fingerprint
+    assert metadata.data_fingerprint == load_data(compose(["data=digits"]).data, 1, AS_SHOWN).fingerprint
     assert metadata.git_commit
     assert 0 < metadata.test["accuracy"] <= 1
 
@@ -87,7 +88,7 @@ def test_int8_is_kept_where_it_is_as_accurate(
     weights = tracking.artifact(quantizable, tracking.WEIGHTS_FILE).stat().st_size
     assert (file.stat().st_size < weights / 2) is kept
 
-    data = load_data(tracking.run_settings(quantizable).data, 42)
+    data = load_data(tracking.run_settings(quantizable).data, 42, AS_SHOWN)
     served = np.load(tracking.artifact(quantizable, tracking.SERVED_PROBABILITIES_FILE))
     np.testing.assert_allclose(predict(onnx_classify(file), data.test, "again"), served, atol=1e-5)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.model.errors import UserError
-from serving.model.registry import CHAMPION, REGISTERED_MODEL
+from serving.model.registry import CHAMPION, DEFAULT_NAME
 from tests.helpers.state import TINY, Trained, state_in
 from training import tracking
 from training.config import compose
@@ -37,13 +37,13 @@ def test_a_candidate_must_be_better_by_more_than_chance(candidate: int, champion
 
 
 def champion_version() -> str:
-    champion = registry.champion()
+    champion = registry.champion(DEFAULT_NAME)
     assert champion is not None
     return str(champion.version)
 
 
 def test_the_first_version_is_the_champion_with_its_reason(trained: Trained) -> None:
-    champion = registry.champion()
+    champion = registry.champion(DEFAULT_NAME)
     assert champion is not None
     assert str(champion.version) == trained.version
     assert champion.run_id == trained.run_id
@@ -52,11 +52,11 @@ def test_the_first_version_is_the_champion_with_its_reason(trained: Trained) -> 
 
 
 def test_a_version_that_answers_alike_does_not_replace_the_champion(trained: Trained) -> None:
-    version = registry.register(trained.run_id, export_run(trained.run_id))
-    decision = promote_if_better(version)
+    version = registry.register(trained.run_id, export_run(trained.run_id), DEFAULT_NAME)
+    decision = promote_if_better(version, DEFAULT_NAME)
     assert not decision.promote
     assert champion_version() == trained.version
-    challenger = tracking.connect().get_model_version_by_alias(REGISTERED_MODEL, "challenger")
+    challenger = tracking.connect().get_model_version_by_alias(DEFAULT_NAME, "challenger")
     assert challenger.tags["decision"] == decision.reason
 
 
@@ -68,27 +68,27 @@ def test_a_repeated_call_finds_what_the_first_did_and_rollback_puts_the_champion
     with state_in(tmp_path):
         run_id = train(compose([*TINY, "trainer.epochs=1", "model.weights=none"]))
         uri = export_run(run_id)
-        first, again = (registry.register(run_id, uri) for _ in range(2))
+        first, again = (registry.register(run_id, uri, DEFAULT_NAME) for _ in range(2))
         assert first == again
-        decisions = [promote_if_better(first) for _ in range(2)]
+        decisions = [promote_if_better(first, DEFAULT_NAME) for _ in range(2)]
         assert decisions[0] == decisions[1]
         assert decisions[0].promote
-        champion = registry.champion()
+        champion = registry.champion(DEFAULT_NAME)
         assert champion is not None
         assert champion.tags["decision"] == decisions[0].reason
         with pytest.raises(UserError, match=f"version {first}, is the first"):
-            registry.rollback()
+            registry.rollback(DEFAULT_NAME)
 
         # A better second version: what the comparison says of it is not what this test is about.
         client = tracking.connect()
-        second = str(client.create_model_version(REGISTERED_MODEL, uri, run_id).version)
-        client.set_model_version_tag(REGISTERED_MODEL, second, registry.PREVIOUS, first)
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, second)
+        second = str(client.create_model_version(DEFAULT_NAME, uri, run_id).version)
+        client.set_model_version_tag(DEFAULT_NAME, second, registry.PREVIOUS, first)
+        client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, second)
         caplog.set_level(logging.INFO)
-        assert registry.rollback() == first == champion_version()
+        assert registry.rollback(DEFAULT_NAME) == first == champion_version()
         assert f"version {first} is the champion again" in caplog.text
 
 
 def test_without_a_champion_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
     with state_in(tmp_path), pytest.raises(UserError, match="has no champion"):
-        registry.rollback()
+        registry.rollback(DEFAULT_NAME)

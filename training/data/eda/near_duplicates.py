@@ -1,14 +1,14 @@
-"""Test pictures that are among the training pictures too, if not to the bit."""
+"""Pictures that are there more than once: to the bit with two labels, or nearly, in training and in test."""
 
-import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from training.data.pictures import Pictures
+from training.data.split import ImageData
 from training.progress import progress
 
 THUMBNAIL = 16
@@ -85,13 +85,28 @@ def _signatures(pictures: Pictures) -> np.ndarray:
     return signatures / np.maximum(np.linalg.norm(signatures, axis=1, keepdims=True), 1e-6)
 
 
-def write_pairs(path: Path, neighbours: Neighbours, classes: list[str]) -> None:
-    """Writes the pairs to a CSV file, the closest first."""
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("similarity", "test", "test_label", "train", "train_label"))
-        for index in neighbours.duplicates:
-            test, training, twin = neighbours.test, neighbours.training, neighbours.nearest[index]
-            labels = classes[test.labels[index]], classes[training.labels[twin]]
-            similarity = f"{neighbours.similarity[index]:.4f}"
-            rows.writerow((similarity, test.names[index], labels[0], training.names[twin], labels[1]))
+def contradictions(data: ImageData) -> list[tuple[int, str, str, str]]:
+    """Pictures of the same content that have different labels: a number for the group, split, label and name."""
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    hashes, labels = (
+        np.concatenate([getattr(part, column) for part in splits.values()]) for column in ("hashes", "labels")
+    )
+    places = [(split, str(name)) for split, part in splits.items() for name in part.names]
+    _, group = np.unique(hashes, return_inverse=True)
+    order = np.lexsort((labels, group))
+    differ = (group[order][1:] == group[order][:-1]) & (labels[order][1:] != labels[order][:-1])
+    groups = np.unique(group[order][1:][differ])
+    found = []
+    for number, members in enumerate((np.flatnonzero(group == value) for value in groups), 1):
+        found += [(number, places[index][0], data.classes[labels[index]], places[index][1]) for index in members]
+    return found
+
+
+def pairs(neighbours: Neighbours, classes: list[str]) -> Iterator[tuple[str, str, str, str, str]]:
+    """The near-duplicates, the closest first: similarity, test picture, its label, training picture, its label."""
+    test, training = neighbours.test, neighbours.training
+    for index in neighbours.duplicates:
+        twin = neighbours.nearest[index]
+        labels = classes[test.labels[index]], classes[training.labels[twin]]
+        similarity = f"{neighbours.similarity[index]:.4f}"
+        yield similarity, str(test.names[index]), labels[0], str(training.names[twin]), labels[1]

@@ -12,7 +12,7 @@ from training.progress import progress
 def training_pictures(data: ImageData) -> Pictures:
     """The training and the validation pictures together, as they were before the split."""
     parts = (data.train, data.validation)
-    columns = ("offsets", "sizes", "labels", "names")
+    columns = ("offsets", "sizes", "labels", "names", "hashes")
     # Both are parts of one cache, so that they share their pixels.
     return Pictures(
         data.train.pixels, *(np.concatenate([getattr(part, column) for part in parts]) for column in columns)

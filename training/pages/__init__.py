@@ -1,0 +1,1 @@
+"""How plots and pages look: in the style of the service's own page."""
