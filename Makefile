@@ -32,13 +32,15 @@ help:  ## List the targets
 demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or archive of pictures
 	@$(BIN)/python -m flows.demo $(if $(DATA),"data=$(DATA)")
 
+# Two tests at a time: most of them wait more than they compute.
+AT_ONCE = --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 .PHONY: test
 test: .venv/installed  ## Run all tests; CIFAR10_IMAGES=folder or archive adds those on real pictures
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(AT_ONCE)
 
 .PHONY: test-quick
 test-quick: .venv/installed  ## Run the tests that take seconds
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest $(AT_ONCE) -m "not slow"
 
 .PHONY: serve
 serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000

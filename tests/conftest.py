@@ -14,8 +14,11 @@ from tests.helpers.state import Trained, state_in, train_champion
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first."""
+    """Fast tests first. Of several at a time, a file's share what they set up, and the containers' their images."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        group = "containers" if item.path.parent.name == "containers" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)

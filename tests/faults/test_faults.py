@@ -99,7 +99,7 @@ def test_a_killed_worker_s_run_is_gone_on_with_by_the_next(stack: Stack) -> None
     stack.worker.start()
     again = ask(stack, seed=2)
     again.ends("COMPLETED")
-    again.says("going on from the checkpoint of epoch")
+    again.says("resuming from the checkpoint of epoch")
     killed.reaches("CRASHED")
 
 
