@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import mlflow
 import rich
 import torch
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 from rich.syntax import Syntax
 from safetensors.torch import save
@@ -22,6 +21,7 @@ from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints
+from training.loop.processes import join
 from training.loop.trainer import Trainer
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate
@@ -45,7 +45,7 @@ class Run:
 
 def set_up(settings: TrainSettings) -> Run:
     """Loads the pictures and builds the model."""
-    with PartialState().main_process_first():
+    with join().main_process_first():
         data = load_data(settings.data, settings.seed, settings.model.decoding)
     log.info("%s", data.table())
     torch.manual_seed(settings.seed)
@@ -65,6 +65,7 @@ def train(settings: TrainSettings) -> str:
     unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None
     with exclusive_run(settings, run.key), tracking.training_run(settings, data, run.key, unfinished) as run_id:
         checkpoints.run_id = run_id
+        mlflow.set_tag("processes", trainer.accelerator.num_processes)
         for epoch in trainer.fit():
             metrics = epoch.metrics
             log.info(
@@ -137,7 +138,7 @@ def finished_run(settings: TrainSettings) -> str | None:
 
 def main(settings: TrainSettings) -> None:
     """Trains, as one process or as one of those that `accelerate launch` starts."""
-    if not PartialState().is_main_process:
+    if not join().is_main_process:
         logging.disable(logging.INFO)
         for _ in set_up(settings).trainer.fit():  # the first process evaluates and tracks for all
             pass

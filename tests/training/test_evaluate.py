@@ -34,7 +34,7 @@ def test_the_champion_and_its_file_score_as_in_training(
         main(settings(model, page, "data=digits", "data.test_limit=200"))
         assert re.search(rf"accuracy +{accuracy:.4f}", caplog.text), caplog.text
         html = page.read_text()
-        for part in (model, f"{accuracy:.4f}", "Confusion matrix", "Reliability diagram", "are taken for"):
+        for part in (model, f"{accuracy:.2%}".replace("%", " %"), "Confusion and confidence", "Misclassified", "Go on"):
             assert part in html
         assert not re.search(r"(src|href)=.http", html), "the page needs nothing beside it"
 

@@ -1,6 +1,7 @@
 """Augmented pictures, as the trainer reads them."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -59,18 +60,21 @@ class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, pictures: Pictures, transform: A.Compose) -> None:
         self.pictures = pictures
         self.transform = transform
+        self.seed = 0
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        random_generator = np.random.default_rng((self.seed, index))
+        self.transform.set_random_state(random_generator, random.Random(int(random_generator.integers(2**63))))  # noqa: S311
         image: Tensor = self.transform(image=self.pictures[index])["image"]
         # ToTensorV2 puts the channels first; the model's own layout has them last.
         return image.permute(1, 2, 0), int(self.pictures.labels[index])
 
     def set_seed(self, seed: int) -> None:
-        """Makes the augmentation that follows a function of `seed` and the order of the pictures."""
-        self.transform.set_random_seed(seed)
+        """Makes the augmentation that follows a function of `seed` and the picture's index, whoever asks for it."""
+        self.seed = seed
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from training.data.pictures import Pictures
 from training.loop import cpu
 from training.loop.checkpoint import Checkpoints, State, Tensors, flatten_optimizer, unflatten_optimizer
 from training.loop.features import Features, augmented_features, plain_features
+from training.loop.processes import copy_buffers_from_first, join
 from training.model.classifier import ImageClassifier
 from training.progress import progress
 from training.settings import TrainerSettings
@@ -63,13 +65,17 @@ class Trainer:
         self.validation_set: Pictures | Features = validation
         self.seed = seed
         self.checkpoints = checkpoints
-        self.batch_size = min(settings.batch_size, len(train))
+        processes = join().num_processes
+        if settings.batch_size % processes:
+            raise UserError(f"trainer.batch_size={settings.batch_size} can't be shared evenly by {processes} processes")
+        self.batch_size = min(settings.batch_size, len(train) // processes * processes)
         self.steps = len(train) // self.batch_size  # of an epoch
         self.generator = torch.Generator()
 
         cpu.keep_freed_memory()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
         self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
             mixed_precision=_precision(settings.precision),
             gradient_accumulation_steps=settings.accumulate_batches,
             # The processes share the batches out among them, so their number does not change what is learnt.
@@ -149,9 +155,9 @@ class Trainer:
 
     def _train_epoch(self, loader: DataLoader) -> Epoch:
         seed = epoch_seed(self.seed, self.epoch)
-        torch.manual_seed(seed)
         self.generator.manual_seed(seed)
-        self.train_set.set_seed(epoch_seed(seed, self.accelerator.process_index))
+        torch.manual_seed(epoch_seed(seed, self.accelerator.process_index))  # of dropout
+        self.train_set.set_seed(seed)
         train_mode(self.model)
 
         first_step = (self.epoch - 1) * self.steps
@@ -161,7 +167,7 @@ class Trainer:
             self.scheduler.step_update(step)
             with self.accelerator.accumulate(self.model):
                 loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.settings.label_smoothing)
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss * self._share(step - first_step))
                 if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
                 self.optimizer.step()
@@ -169,7 +175,8 @@ class Trainer:
             losses.append(loss.detach())
         seconds = time.perf_counter() - start
 
-        values = torch.stack(losses).tolist()
+        copy_buffers_from_first(self.model)
+        values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
         if not all(value == value for value in values):
             raise UserError(
                 f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or trainer.precision=no"
@@ -182,14 +189,23 @@ class Trainer:
         }
         return Epoch(self.epoch, metrics, dict(enumerate(values, first_step)))
 
+    def _share(self, batch: int) -> float:
+        """What a batch's loss counts more in an epoch's last step, for which too few batches may be left."""
+        together = self.settings.accumulate_batches
+        first = batch // together * together
+        return together / min(together, self.steps - first)
+
     @torch.inference_mode()
     def _validate(self) -> float:
-        self.model.eval()
-        correct = 0
-        for indices, inputs in self.validation_set.batches(self.batch_size):
-            logits = self.model(torch.as_tensor(inputs, device=self.accelerator.device))
-            correct += int((logits.argmax(1).cpu().numpy() == self.validation_set.labels[indices]).sum())
-        return correct / len(self.validation_set)
+        model = self.accelerator.unwrap_model(self.model)  # for what is wrapped around it counts on equal shares
+        model.eval()
+        correct = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        batches = self.validation_set.batches(self.batch_size)
+        for indices, inputs in islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes):
+            logits = model(torch.as_tensor(inputs, device=self.accelerator.device))
+            labels = torch.as_tensor(self.validation_set.labels[indices], device=self.accelerator.device)
+            correct += (logits.argmax(1) == labels).sum()
+        return int(self.accelerator.reduce(correct)) / len(self.validation_set)
 
     def _resume(self) -> None:
         if self.settings.resume == "never" or not self.checkpoints:
