@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from training.data.pictures import Pictures
 from training.progress import progress
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 CALIBRATION_BINS = 15
 
 # uint8 (N, H, W, 3) -> float32 (N, classes): what a PyTorch model and an ONNX session have in common.
