@@ -15,6 +15,7 @@ from serving.model.registry import registered_name
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
+from training.loop.checks import check_trainable
 from training.release import promotion, registry
 from training.release.candidate import export_run
 from training.train import train
@@ -107,7 +108,7 @@ def retrain(
     name = registered_name(name)
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
-        compose([*common, f"model={model}"])  # a mistake is refused before any work is done
+        check_trainable(compose([*common, f"model={model}"]))  # a mistake is refused before any work is done
     prepare_data(common, models, data, name, replace_classes)
     best = choose_best([train_candidate(common, model) for model in models])
     version = register(best, export(best), name)

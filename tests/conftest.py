@@ -13,6 +13,7 @@ from tests.helpers.service import served
 from tests.helpers.state import Trained, state_in, train_champion
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first. Of several at a time, a file's share what they set up, and the containers' their images."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -1,5 +1,6 @@
 """From Hydra's files and overrides to validated settings, in clear words where that fails."""
 
+import logging
 import os
 import re
 import sys
@@ -9,44 +10,55 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import timm
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from serving.model.errors import UserError, exit_in_words
+from training.model.backbones import own_settings
 from training.settings import Settings, Text, TrainSettings
 
+log = logging.getLogger(__name__)
+
 CONFIG_DIR = str(Path(__file__).with_name("conf"))
+MODELS = {path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml")}  # those with a file of their own
 S = TypeVar("S", bound=Settings)
 
 
 def compose(overrides: Sequence[str]) -> TrainSettings:
     """Composes conf/config.yaml with Hydra overrides, as the command line does; raises UserError where one is wrong."""
     GlobalHydra.instance().clear()  # a command that Hydra itself started may compose further configurations
+    words = understood(overrides, TrainSettings)
     with _explained(), hydra.initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        config = hydra.compose("config", [literal(override, TrainSettings) for override in overrides])
-        return validated(config, TrainSettings)
+        return validated(hydra.compose("config", words), TrainSettings, words)
 
 
 def hydra_command(run: Callable[[S], None], settings: type[S], config_name: str) -> None:
     """Runs a function as a Hydra command line; an error that the user can mend ends it with exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print its own errors and exit with 1
-    sys.argv[1:] = [literal(word, settings) for word in sys.argv[1:]]
+    sys.argv[1:] = words = understood(sys.argv[1:], settings)
 
     @hydra.main(CONFIG_DIR, config_name, "1.3")
     def job(config: DictConfig) -> None:
         with exit_in_words(), _explained():  # in here already, or Hydra prints a line of its own first
-            run(validated(config, settings))
+            run(validated(config, settings, words))
 
     with exit_in_words(), _explained():
         job()
 
 
-def validated(config: DictConfig, settings: type[S]) -> S:
-    """The configuration as settings; UserError where a value is missing, of the wrong type, or out of its range."""
+def validated(config: DictConfig, settings: type[S], words: Sequence[str]) -> S:
+    """The configuration as settings; UserError where a value is missing, of the wrong type, or out of its range.
+
+    Args:
+        words: the command line that it was composed with.
+    """
+    if "model" in config:
+        _fill_in_the_model_s_own(config.model, words)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
     try:
@@ -57,6 +69,40 @@ def validated(config: DictConfig, settings: type[S]) -> S:
         reason = re.sub("^(Value error,|Input|String|List) |^Extra inputs are ", "", error["msg"])
         # What Hydra instantiates is named by the reason, with the key inside of it that is wrong.
         raise UserError(f"{key}.{reason}" if isinstance(value, dict) else f"{key}={value}: {reason}") from errors
+
+
+def _fill_in_the_model_s_own(model: DictConfig, words: Sequence[str]) -> None:
+    """Sets what is null to what timm's model was made for.
+
+    Where that is pictures of one size only, an experiment's `image_size` gives way to it; one of the command line is
+    handed to timm, which can build some of these models for another size.
+    """
+    options = model.get("backbone_options")
+    if not timm.is_model(model.get("backbone") or "") or not isinstance(options, DictConfig) or "img_size" in options:
+        return
+    own = own_settings(model.backbone)
+    asked = any(word.startswith("model.image_size=") for word in words)
+    if own.fixed_size and not asked and model.image_size not in (None, own.image_size):
+        log.info("%s takes pictures of %d pixels, not of %s", model.backbone, own.image_size, model.image_size)
+        model.image_size = None
+    for key in ("image_size", "mean", "std", "interpolation"):
+        if model.get(key) is None:
+            model[key] = getattr(own, key)
+    if own.fixed_size and model.image_size != own.image_size:
+        with open_dict(options):
+            options.img_size = model.image_size
+
+
+def understood(words: Sequence[str], settings: type[Settings]) -> list[str]:
+    """A command line as Hydra takes it: texts and paths as they stand, and timm's models by their names alone."""
+    understood = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "model" and value not in MODELS and timm.is_model(value):
+            understood += ["model=timm", f"model.backbone={value}"]
+        else:
+            understood.append(literal(word, settings))
+    return understood
 
 
 def literal(word: str, settings: type[Settings]) -> str:

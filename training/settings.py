@@ -27,9 +27,7 @@ from pydantic import (
 from timm.optim import list_optimizers
 
 from serving.model.pictures.decoding import Decoding
-
-# The backbone whose weights are on the package index.
-PACKAGED = "tf_efficientnet_lite0"
+from training.model.backbones import PACKAGES
 
 Text = Annotated[str, Field(min_length=1)]
 # A text in the configuration; an empty one is no path.
@@ -106,7 +104,9 @@ class ModelSettings(Settings):
     weights: Text
     backbone_options: dict[str, Any]
     image_size: Count
+    crop_share: float = Field(gt=0, le=1)
     fit: Literal["crop", "squash", "pad"]
+    interpolation: Literal["bilinear", "bicubic"]
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[Positive] = Field(min_length=3, max_length=3)
     head: HeadSettings
@@ -122,17 +122,22 @@ class ModelSettings(Settings):
     @field_validator("weights")
     @classmethod
     def _is_there(cls, weights: str, others: ValidationInfo) -> str:
-        backbone = others.data.get("backbone", PACKAGED)
-        if weights == "package" and backbone != PACKAGED:
-            raise ValueError(f"exists for {PACKAGED} only, not for {backbone}")
+        backbone = others.data.get("backbone")
+        if weights == "package" and backbone and backbone not in PACKAGES:
+            raise ValueError(f"exists for {', '.join(PACKAGES)} only, not for {backbone}")
         if weights not in ("hub", "package", "none") and not Path(weights).is_file():
             raise ValueError("no such file; give hub, package, none, or the file of a local checkpoint")
         return weights
 
     @property
+    def picture_size(self) -> int:
+        """The side of the square in whose middle the model sees `image_size` pixels."""
+        return round(self.image_size / self.crop_share)
+
+    @property
     def decoding(self) -> Decoding:
         """How pictures are decoded for the model: photos at a reduced size, which still has twice the model's."""
-        return Decoding(shorter_side=2 * self.image_size)
+        return Decoding(shorter_side=2 * self.picture_size)
 
 
 class TrainerSettings(Settings):

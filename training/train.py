@@ -21,6 +21,7 @@ from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints
+from training.loop.checks import check_trainable
 from training.loop.processes import join
 from training.loop.trainer import Trainer
 from training.model.classifier import build_model
@@ -44,13 +45,14 @@ class Run:
 
 
 def set_up(settings: TrainSettings) -> Run:
-    """Loads the pictures and builds the model."""
+    """Loads the pictures and builds the model; UserError, before that, where it can't be trained here."""
+    check_trainable(settings)
     with join().main_process_first():
         data = load_data(settings.data, settings.seed, settings.model.decoding)
     log.info("%s", data.table())
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
-    transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)
+    transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
     key = run_key(settings, data)
     checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     train_set = AlbumentationsDataset(data.train, transform)

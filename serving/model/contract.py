@@ -30,6 +30,7 @@ class Metadata(BaseModel):
     std: list[float] | None = None
     interpolation: str | None = None  # of Resize
     fit: str | None = None  # how a picture becomes a square: crop, squash or pad; contract 0: squash
+    crop_share: float | None = None  # the share of height and width that is looked at, in the middle
     decode_shorter_side: int | None = None  # see Decoding; contract 0: at full size
     quantization: str | None = None  # none or int8
     git_commit: str | None = None  # that trained it

@@ -29,6 +29,43 @@ def test_every_experiment_composes_with_every_model(experiment: str, model: str)
     assert settings.model.name == (model if model != "timm" else "convnext_tiny")
 
 
+SIZES_OF_VIT = ["model=vit_tiny_patch16_224", "experiment=quick"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "image_size", "mean", "interpolation"),
+    [
+        pytest.param(["model=convnext_tiny"], 224, 0.485, "bicubic", id="timm's own"),
+        pytest.param(["model=timm", "model.backbone=convnext_tiny"], 224, 0.485, "bicubic", id="by the long way"),
+        pytest.param(["model=inception_v3"], 299, 0.5, "bicubic", id="of another size and mean"),
+        pytest.param(["model=convnext_tiny", "experiment=quick"], 96, 0.485, "bicubic", id="an experiment wins"),
+        pytest.param(["model=convnext_tiny", "experiment=reference"], 224, 0.485, "bilinear", id="the reference"),
+        pytest.param(
+            ["model=convnext_tiny", "experiment=quick", "model.image_size=64", "model.interpolation=bilinear"],
+            64, 0.485, "bilinear", id="the command line wins",
+        ),
+        pytest.param(SIZES_OF_VIT, 224, 0.5, "bicubic", id="an experiment gives way to a fixed size"),
+        pytest.param([*SIZES_OF_VIT, "model.image_size=96"], 96, 0.5, "bicubic", id="but not the command line"),
+        pytest.param(["model=vit_b16", "experiment=quick"], 96, 0.5, "bilinear", id="one of our own"),
+    ],
+)  # fmt: skip
+def test_a_model_has_its_own_settings(overrides: list[str], image_size: int, mean: float, interpolation: str) -> None:
+    model = compose(overrides).model
+    assert (model.image_size, model.mean[0], model.interpolation) == (image_size, mean, interpolation)
+    fixed = model.backbone.startswith("vit") and image_size != 224
+    assert model.backbone_options == ({"img_size": image_size} if fixed else {})
+    assert all(
+        step.get("interpolation", interpolation) == interpolation
+        for step in compose(overrides).transforms.steps.values()
+    )
+
+
+def test_a_size_that_gives_way_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        compose(SIZES_OF_VIT)
+    assert "vit_tiny_patch16_224 takes pictures of 224 pixels, not of 96" in caplog.text
+
+
 @pytest.mark.parametrize("transforms", options("transforms"))
 def test_every_augmentation_can_be_built(transforms: str) -> None:
     settings = compose([f"transforms={transforms}"])
@@ -61,7 +98,7 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
         (["model=timm"], ["model.backbone"]),
         (["+data.colour=red"], ["data.colour=red", "not permitted"]),
         (["model=timm", "model.backbone=resnet19"], ["model.backbone=resnet19", "did you mean", "resnet18"]),
-        (["model=resnet18", "model.weights=package"], ["model.weights=package", "tf_efficientnet_lite0 only"]),
+        (["model=resnet18", "model.weights=package"], ["model.weights=package", "tf_efficientnet_lite2 only"]),
         (["model.weights=no/such.pt"], ["model.weights=no/such.pt", "no such file"]),
         (["trainer.optimizer=adamm"], ["trainer.optimizer=adamm", "adamw"]),
         (["trainer.resume=always"], ["trainer.resume=always", "'auto' or 'never'"]),

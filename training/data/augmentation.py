@@ -16,13 +16,13 @@ from training.data.pictures import Pictures
 from training.settings import TransformsSettings, build
 
 
-def build_transform(settings: TransformsSettings, own_size: int | None, image_size: int) -> A.Compose:
+def build_transform(settings: TransformsSettings, own_size: int | None, picture_size: int) -> A.Compose:
     """Builds the augmentation, at the size that `resolution` says.
 
-    `model` is the model's `image_size`, as in the reference. `native` is the pictures' `own_size` (their side where
+    `model` is the model's `picture_size`, as in the reference. `native` is the pictures' `own_size` (their side where
     all are squares of one size, else None) where it is smaller, which is far less work.
     """
-    size = min(own_size or image_size, image_size) if settings.resolution == "native" else image_size
+    size = min(own_size or picture_size, picture_size) if settings.resolution == "native" else picture_size
     return A.Compose([build(step, size, padded_size=math.ceil(1.1 * size)) for step in settings.steps.values()])
 
 
@@ -33,11 +33,13 @@ class Fit(A.ImageOnlyTransform):
         size: Annotated[int, Field(gt=0)]
         fit: Literal["crop", "squash", "pad"]
         mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+        interpolation: Literal["bilinear", "bicubic"]
 
-    def __init__(self, size: int, fit: str, mean: Sequence[float], p: float = 1.0) -> None:
+    def __init__(self, size: int, fit: str, mean: Sequence[float], interpolation: str, p: float = 1.0) -> None:
         super().__init__(p)
         self.size = size
         self.fit = fit
+        self.interpolation = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[interpolation]
         self.fill = [255 * value for value in mean]
 
     def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
@@ -51,7 +53,7 @@ class Fit(A.ImageOnlyTransform):
             top, left = (side - height) // 2, (side - width) // 2
             edges = (top, side - height - top, left, side - width - left)
             img = cv2.copyMakeBorder(img, *edges, cv2.BORDER_CONSTANT, value=self.fill)
-        return cv2.resize(img, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(img, (self.size, self.size), interpolation=self.interpolation)
 
 
 class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):

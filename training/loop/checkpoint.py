@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -79,20 +80,38 @@ def _flush(path: Path) -> None:
 def flatten_optimizer(state: State) -> tuple[dict[str, Tensor], State]:
     """Splits an optimizer's `state_dict` into tensors by name and what JSON can hold."""
     tensors: dict[str, Tensor] = {}
-    rest: State = {"param_groups": state["param_groups"], "state": {}}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value
-            else:
-                rest["state"].setdefault(str(index), {})[key] = value
-    return tensors, rest
+
+    def described(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[str(len(tensors))] = value
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, dict):  # as pairs: JSON would make texts of its numbers
+            return {"dict": [[key, described(entry)] for key, entry in value.items()]}
+        if isinstance(value, tuple):
+            return {"tuple": [described(entry) for entry in value]}
+        return [described(entry) for entry in value] if isinstance(value, list) else value
+
+    return tensors, described(state)
 
 
 def unflatten_optimizer(tensors: dict[str, Tensor], rest: State) -> State:
     """The inverse of `flatten_optimizer`."""
-    state: dict[int, State] = {int(index): dict(values) for index, values in rest["state"].items()}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    return {"param_groups": rest["param_groups"], "state": state}
+
+    def restored(value: Any) -> Any:
+        match value:
+            case {"tensor": name}:
+                return tensors[name]
+            case {"dtype": name}:
+                return getattr(torch, name)
+            case {"tuple": entries}:
+                return tuple(restored(entry) for entry in entries)
+            case {"dict": pairs}:
+                return {key: restored(entry) for key, entry in pairs}
+            case [*entries]:
+                return [restored(entry) for entry in entries]
+        return value
+
+    state: State = restored(rest)
+    return state

