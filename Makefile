@@ -34,7 +34,7 @@ demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or ar
 
 # Two tests at a time: most of them wait more than they compute. Each has one thread for PyTorch, whose threads take each
 # other's turns where there are more of them than cores.
-AT_ONCE = --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+AT_ONCE = --numprocesses 2 --no-loadscope-reorder
 test test-quick: export OMP_NUM_THREADS ?= 1
 .PHONY: test
 test: .venv/installed  ## Run all tests; CIFAR10_IMAGES=folder or archive adds those on real pictures

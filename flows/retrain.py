@@ -14,11 +14,10 @@ from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from training import tracking
 from training.config import compose
-from training.data.split import load_data
 from training.loop.checks import check_trainable
 from training.release import promotion, registry
 from training.release.candidate import export_run
-from training.train import train
+from training.train import read, train
 
 EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quick data=PATH"
 
@@ -26,11 +25,10 @@ EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quic
 @task(task_run_name="prepare {data}", **RETRIES)
 def prepare_data(overrides: list[str], models: list[str], data: str, name: str, replace_classes: bool) -> None:
     """Fills the cache, so that every candidate finds its pictures decoded; refuses what can't replace the champion."""
-    candidates = [compose([*overrides, f"model={model}"]) for model in models]
-    for decoding in {candidate.model.decoding for candidate in candidates}:
-        classes = load_data(candidates[0].data, candidates[0].seed, decoding).classes
+    for model in models:
+        _, pictures = read(compose([*overrides, f"model={model}"]))
     if not replace_classes:
-        registry.require_same_classes(name, classes)
+        registry.require_same_classes(name, pictures.classes)
 
 
 # A retry resumes from the last checkpoint.

@@ -4,22 +4,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.helpers.pictures import write_image_folder
 from tests.helpers.service import served
 from tests.helpers.state import Trained, state_in, train_champion
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first. Of several at a time, a file's share what they set up, and the containers' their images."""
+    """Fast tests first."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    for item in items:
-        group = "containers" if item.path.parent.name == "containers" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class ByFile(LoadScopeScheduling):
+    """Of several tests at a time, a file's share what they set up, and those of the containers their images."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "containers" if "containers/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import timm
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -59,6 +59,7 @@ def validated(config: DictConfig, settings: type[S], words: Sequence[str]) -> S:
     """
     if "model" in config:
         _fill_in_the_model_s_own(config.model, words)
+        _let_the_command_line_win(config, words)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"no value for {', '.join(missing)}; give {missing[0]}=VALUE")
     try:
@@ -91,6 +92,19 @@ def _fill_in_the_model_s_own(model: DictConfig, words: Sequence[str]) -> None:
     if own.fixed_size and model.image_size != own.image_size:
         with open_dict(options):
             options.img_size = model.image_size
+
+
+def _let_the_command_line_win(config: DictConfig, words: Sequence[str]) -> None:
+    """Takes out of an experiment's answer to few pictures what was given."""
+    given = {word.partition("=")[0] for word in words}
+    for entry in config.small_data if isinstance(config.small_data, ListConfig) else ():
+        for group in ("model", "trainer"):
+            if changes := entry.get(group):
+                with open_dict(changes):
+                    for key in [key for key in changes if f"{group}.{key}" in given]:
+                        del changes[key]
+    if "trainer.epochs" in given and "trainer.min_steps" not in given:
+        config.trainer.min_steps = None
 
 
 def understood(words: Sequence[str], settings: type[Settings]) -> list[str]:

@@ -142,6 +142,7 @@ class ModelSettings(Settings):
 
 class TrainerSettings(Settings):
     epochs: Count
+    min_steps: Count | None
     batch_size: Count
     optimizer: Text
     lr: Positive
@@ -149,6 +150,7 @@ class TrainerSettings(Settings):
     scheduler: Literal["constant", "cosine"]
     warmup_epochs: NotNegative
     label_smoothing: LessThanOne
+    class_balance: Literal["none", "loss"]
     accumulate_batches: Count
     clip_grad_norm: Positive | None
     freeze_backbone: bool
@@ -164,6 +166,12 @@ class TrainerSettings(Settings):
         if name not in list_optimizers():
             raise ValueError("should be one of timm's optimizers, such as adam, adamw or sgd")
         return name
+
+
+class SmallDataSettings(Settings):
+    below: Count
+    model: dict[str, Any] = {}
+    trainer: dict[str, Any] = {}
 
 
 class ExportSettings(Settings):
@@ -182,6 +190,7 @@ class TrainSettings(CommandSettings):
     model: ModelSettings
     transforms: TransformsSettings
     trainer: TrainerSettings
+    small_data: list[SmallDataSettings]
     export: ExportSettings
     mlflow_experiment: Text
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
+import numpy as np
 import rich
 import torch
 from filelock import FileLock, Timeout
@@ -20,6 +21,7 @@ from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import ImageData, load_data
+from training.loop.amount import suited
 from training.loop.checkpoint import Checkpoints
 from training.loop.checks import check_trainable
 from training.loop.processes import join
@@ -33,23 +35,49 @@ from training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
+FEW = 10  # test pictures of a class
+
 
 @dataclass
 class Run:
-    """What is needed to train: the pictures, the trainer, and the checkpoints under the run's key."""
+    """What is needed to train: settings that suit the pictures, these, the trainer, checkpoints under the run's key."""
 
+    settings: TrainSettings
     data: ImageData
     trainer: Trainer
     checkpoints: Checkpoints
     key: str
 
 
-def set_up(settings: TrainSettings) -> Run:
-    """Loads the pictures and builds the model; UserError, before that, where it can't be trained here."""
+def read(settings: TrainSettings) -> tuple[TrainSettings, ImageData]:
+    """The pictures, and the settings that suit their number; UserError, before any work, for what can't be trained."""
     check_trainable(settings)
     with join().main_process_first():
         data = load_data(settings.data, settings.seed, settings.model.decoding)
+        suiting = suited(settings, len(data.train))
+        if suiting.model.decoding != settings.model.decoding:
+            data = load_data(suiting.data, suiting.seed, suiting.model.decoding)
+    check_trainable(suiting)
+    return suiting, data
+
+
+def few_test_pictures(data: ImageData) -> dict[str, int]:
+    """The classes with fewer than FEW, and how many these have."""
+    counts = np.bincount(data.test.labels, minlength=len(data.classes))
+    return {name: int(count) for name, count in zip(data.classes, counts, strict=True) if count < FEW}
+
+
+def set_up(settings: TrainSettings) -> Run:
+    """Loads the pictures and builds the model; raises UserError as `read` does."""
+    settings, data = read(settings)
     log.info("%s", data.table())
+    for name, count in few_test_pictures(data).items():
+        log.warning("%s has %d test pictures: what is said of it says little", name, count)
+    trainer_settings = settings.trainer
+    log.info(
+        f"training {'the head' if trainer_settings.freeze_backbone else 'the network'} for {trainer_settings.epochs} "
+        f"epochs in batches of {trainer_settings.batch_size}, at {settings.model.image_size} pixels"
+    )
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
@@ -57,13 +85,13 @@ def set_up(settings: TrainSettings) -> Run:
     checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     train_set = AlbumentationsDataset(data.train, transform)
     trainer = Trainer(settings.trainer, model, train_set, data.validation, settings.seed, checkpoints)
-    return Run(data, trainer, checkpoints, key)
+    return Run(settings, data, trainer, checkpoints, key)
 
 
 def train(settings: TrainSettings) -> str:
     """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id."""
     run = set_up(settings)
-    data, trainer, checkpoints = run.data, run.trainer, run.checkpoints
+    settings, data, trainer, checkpoints = run.settings, run.data, run.trainer, run.checkpoints
     unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None
     with exclusive_run(settings, run.key), tracking.training_run(settings, data, run.key, unfinished) as run_id:
         checkpoints.run_id = run_id
@@ -131,7 +159,7 @@ def run_key(settings: TrainSettings, data: ImageData) -> str:
 
 def finished_run(settings: TrainSettings) -> str | None:
     """The MLflow run that has trained just this, if there is one."""
-    key = run_key(settings, load_data(settings.data, settings.seed, settings.model.decoding))
+    key = run_key(*read(settings))
     client = tracking.connect()
     experiment = tracking.experiment_id(settings.mlflow_experiment)
     runs = client.search_runs([experiment], f"tags.run_key = '{key}' and attributes.status = 'FINISHED'", max_results=1)

@@ -94,7 +94,7 @@ def test_make_env_writes_a_random_value_for_every_secret_once(checkout: Path) ->
 
 def test_no_secret_has_a_default() -> None:
     variables = set(re.findall(r"\$\{(\w+):-", (INFRA / "compose.yaml").read_text()))
-    assert variables == {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT", "ENGINE_SOCKET"}
+    assert variables == {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT", "ENGINE_SOCKET", "MODEL_NAME"}
 
 
 def test_the_dashboard_asks_for_metrics_that_the_service_has() -> None:

@@ -20,6 +20,7 @@ TINY_OVERRIDES = [
     "model.image_size=32",
     "trainer.frozen_stages=0",
     "trainer.epochs=2",
+    "small_data=[]",
 ]
 TINY = ["data=digits", "experiment=quick", *TINY_OVERRIDES]
 # The same, as the flow takes it.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -71,6 +72,7 @@ class Trainer:
         self.batch_size = min(settings.batch_size, len(train) // processes * processes)
         self.steps = len(train) // self.batch_size  # of an epoch
         self.generator = torch.Generator()
+        self.class_weights = class_weights(train.pictures.labels) if settings.class_balance == "loss" else None
 
         cpu.keep_freed_memory()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
@@ -160,13 +162,16 @@ class Trainer:
         self.train_set.set_seed(seed)
         train_mode(self.model)
 
+        weights = None if self.class_weights is None else self.class_weights.to(self.accelerator.device)
         first_step = (self.epoch - 1) * self.steps
         losses: list[Tensor] = []
         start = time.perf_counter()
         for step, (images, labels) in enumerate(progress(loader, f"epoch {self.epoch}"), first_step):
             self.scheduler.step_update(step)
             with self.accelerator.accumulate(self.model):
-                loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.settings.label_smoothing)
+                loss = F.cross_entropy(
+                    self.model(images), labels, weights, label_smoothing=self.settings.label_smoothing
+                )
                 self.accelerator.backward(loss * self._share(step - first_step))
                 if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
@@ -234,6 +239,12 @@ def _precision(name: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if cpu.has_bf16() else "no"
+
+
+def class_weights(labels: np.ndarray) -> Tensor:
+    """What a picture of each class counts, float32 (classes,): inversely to how many there are, 1 on average."""
+    counts = torch.as_tensor(np.bincount(labels))
+    return len(labels) / (len(counts) * counts)
 
 
 def freeze(model: ImageClassifier, stages: int) -> None:

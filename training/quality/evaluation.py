@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import softmax
+from scipy.stats import binomtest
 from torch import nn
 from torchmetrics.functional import calibration_error
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_stat_scores
@@ -25,7 +26,8 @@ class Evaluation:
     pictures: Pictures  # N of them
     classes: list[str]
     probabilities: np.ndarray  # float32 (N, classes)
-    metrics: dict[str, float]  # accuracy, macro precision, recall, F1, expected calibration error; all in [0, 1]
+    metrics: dict[str, float]  # in [0, 1]: accuracy and the ends of its 95 % interval, macro precision, recall and F1
+    # of the classes that have pictures, expected calibration error
     per_class: list[dict[str, str | float]]  # class, precision, recall, F1, number of pictures
     confusion: np.ndarray  # int64 (classes, classes), true by predicted
 
@@ -68,11 +70,15 @@ def evaluate(probabilities: np.ndarray, pictures: Pictures, classes: list[str]) 
     precision = (true_positive / (true_positive + false_positive)).nan_to_num()
     recall = (true_positive / (true_positive + false_negative)).nan_to_num()
     f1 = (2 * true_positive / (2 * true_positive + false_positive + false_negative)).nan_to_num()
+    there = support > 0
+    low, high = accuracy_interval(int(true_positive.sum()), int(support.sum()))
     metrics = {
         "accuracy": float(true_positive.sum() / support.sum()),
-        "precision": float(precision.mean()),
-        "recall": float(recall.mean()),
-        "f1": float(f1.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "precision": float(precision[there].mean()),
+        "recall": float(recall[there].mean()),
+        "f1": float(f1[there].mean()),
         "calibration_error": expected_calibration_error(probabilities, pictures.labels),
     }
     columns = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
@@ -81,6 +87,12 @@ def evaluate(probabilities: np.ndarray, pictures: Pictures, classes: list[str]) 
     ]
     confusion = multiclass_confusion_matrix(predicted, target, count).numpy()
     return Evaluation(pictures, classes, probabilities, metrics, per_class, confusion)
+
+
+def accuracy_interval(right: int, pictures: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy (Wilson 1927)."""
+    interval = binomtest(right, pictures).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from training.data.split import ImageData
 from training.pages.page import THUMBNAIL, render_page, thumbnail
@@ -41,7 +40,6 @@ def render_report(
         title=title,
         subtitle=subtitle,
         evaluation=evaluation,
-        interval=accuracy_interval(evaluation),
         whole_matrix=shows_whole_matrix(evaluation),
         data=data,
         wrong=wrong,
@@ -64,14 +62,6 @@ def next_steps(data: DataSettings, model_uri: str, model: str | None = None) -> 
         ("Score it on other pictures:", f"python -m training.evaluate model_uri={model_uri} {source}"),
         ("Look at the pictures:", f"python -m training.eda {source}"),
     ]
-
-
-def accuracy_interval(evaluation: Evaluation) -> tuple[float, float]:
-    """The 95 % interval of the accuracy (Wilson 1927)."""
-    count = len(evaluation.pictures)
-    right = int((evaluation.probabilities.argmax(axis=1) == evaluation.pictures.labels).sum())
-    interval = binomtest(right, count).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
 
 
 def misclassified(evaluation: Evaluation) -> tuple[list[int], int]:

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from serving.model.errors import ModelError
 from serving.model.registry import CHAMPION
 from training import tracking
 from training.data.split import load_data
-from training.quality.evaluation import predict
+from training.quality.evaluation import accuracy_interval, predict
 from training.release.registry import PREVIOUS, champion, champion_model
 
 log = logging.getLogger(__name__)
 
 SIGNIFICANCE = 0.05  # how sure a comparison must be before the champion changes
+TELLING_DIFFERENCE = 0.01  # of accuracy, which a test set should be large enough to tell
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,24 @@ def better(candidate: np.ndarray, reigning: np.ndarray, labels: np.ndarray, name
     p_value = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
     promote = bool(p_value < SIGNIFICANCE)
     verdict = "beats" if promote else "does not beat"
-    return Decision(
-        promote,
-        f"{right.mean():.2%} {verdict} the {right_before.mean():.2%} of {name} on {len(labels)} test pictures "
-        f"(gained {gained}, lost {lost}, p = {p_value:.2g}; needed: p < {SIGNIFICANCE})",
+    reason = (
+        f"{in_interval(right)} {verdict} the {in_interval(right_before)} of {name} on {len(labels)} test pictures "
+        f"(gained {gained}, lost {lost}, p = {p_value:.2g}; needed: p < {SIGNIFICANCE})"
     )
+    smallest = smallest_difference(gained + lost, len(labels))
+    if not promote and smallest > TELLING_DIFFERENCE:
+        reason += f". The test set is too small to tell a difference of less than {smallest:.1%}: add test pictures"
+    return Decision(promote, reason)
+
+
+def in_interval(right: np.ndarray) -> str:
+    """A share of pictures with its 95 % interval."""
+    low, high = accuracy_interval(int(right.sum()), len(right))
+    return f"{right.mean():.2%} [{low:.1%} to {high:.1%}]"
+
+
+def smallest_difference(differing: int, pictures: int) -> float:
+    """The least gain in accuracy that the test calls better, where `differing` pictures are right in just one model."""
+    differing = max(differing, 5)  # of fewer not even all would be enough
+    gained = int(binom.isf(SIGNIFICANCE, differing, 0.5)) + 1
+    return (2 * gained - differing) / pictures

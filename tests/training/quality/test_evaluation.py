@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from training.data.pictures import Pictures
-from training.quality.evaluation import evaluate
+from training.quality.evaluation import accuracy_interval, evaluate
 from training.quality.figures import confusion_csv, confusions, evaluation_plots, plots
 
 CLASSES = ["cat", "dog", "owl"]
@@ -32,6 +32,16 @@ def test_the_metrics_of_a_small_example() -> None:
     assert confusions(evaluation) == [(2, 1, 2), (0, 1, 1)]
     assert confusion_csv(evaluation) == "true class,cat,dog,owl\ncat,3,1,0\ndog,0,2,0\nowl,0,2,0\n"
     assert set(evaluation_plots(evaluation)) == {"confusion", "reliability"}
+
+
+def test_the_interval_is_wilsons() -> None:
+    """For 81 of 263 successes Newcombe (1998) gives 0.2553 to 0.3662."""
+    assert accuracy_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_a_class_without_test_pictures_counts_for_nothing() -> None:
+    evaluation = evaluate(np.eye(3, dtype=np.float32)[[0, 0, 1]], pictures([0, 0, 1]), CLASSES)
+    assert evaluation.metrics["recall"] == evaluation.metrics["f1"] == 1
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_shown() -> None:

@@ -16,7 +16,7 @@ from training.data.sources import LeftOut
 from training.data.split import ImageData, load_data
 from training.quality.evaluation import Evaluation, evaluate
 from training.quality.figures import evaluation_plots, learning_curves_figure, plots
-from training.quality.report import MISCLASSIFIED, accuracy_interval, misclassified, next_steps, render_report
+from training.quality.report import MISCLASSIFIED, misclassified, next_steps, render_report
 
 ODD = ["$x_1$", "Müll", "猫", "<b>bold</b>", "a & b", "c\\d", "%s", "{{x}}", "  ", "a" * 80]
 
@@ -50,15 +50,6 @@ def test_the_misclassified_are_the_surest_with_every_class_in_turn(data: ImageDa
     assert (len(chosen), total) == (MISCLASSIFIED, len(many))
     shown = np.bincount(many.labels[chosen])
     assert shown.min() >= shown.max() - 1, "every class has its turn"
-
-
-def test_the_interval_is_wilsons(data: ImageData) -> None:
-    """For 81 of 263 successes Newcombe (1998) gives 0.2553 to 0.3662."""
-    pictures = data.test.subset(np.arange(263) % len(data.test))
-    wrong = {index: (int(pictures.labels[index] + 1) % 10, 0.9) for index in range(81, 263)}
-    np.testing.assert_allclose(
-        accuracy_interval(evaluation_of(pictures, data.classes, wrong)), (0.2553, 0.3662), atol=1e-4
-    )
 
 
 @pytest.fixture

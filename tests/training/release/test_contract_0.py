@@ -32,7 +32,7 @@ def test_a_new_version_is_compared_with_it_and_rollback_goes_back_to_it(tmp_path
         new = registry.register(run_id, export_run(run_id), DEFAULT_NAME)
         decision = promote_if_better(new, DEFAULT_NAME)
         assert not decision.promote
-        assert f"does not beat the 9{decision.reason.partition('does not beat the 9')[2][:4]}% of" in decision.reason
+        assert "does not beat the 9" in decision.reason
         assert f"the champion, version {earlier}" in decision.reason
 
         client.set_model_version_tag(DEFAULT_NAME, new, registry.PREVIOUS, earlier)

@@ -36,6 +36,16 @@ def test_a_candidate_must_be_better_by_more_than_chance(candidate: int, champion
     assert f"{candidate:.2f}%" in decision.reason
 
 
+def test_a_test_set_that_is_too_small_to_tell_says_so() -> None:
+    """Of five pictures that only one of two models gets right, all have to be gained; a thousand pictures tell more."""
+    decision = better(answers(82), answers(80), LABELS, "the champion")
+    assert "too small to tell a difference of less than 5.0%" in decision.reason
+    assert "82.00% [73.3% to 88.3%] does not beat the 80.00% [71.1% to 86.7%]" in decision.reason
+    thousand = better(answers(802, 1000), answers(800, 1000), np.zeros(1000, np.int64), "the champion")
+    assert "too small" not in thousand.reason
+    assert better(answers(85), answers(80), LABELS, "the champion").promote, "the difference that was named counts"
+
+
 def champion_version() -> str:
     champion = registry.champion(DEFAULT_NAME)
     assert champion is not None

@@ -1,0 +1,26 @@
+"""How much work suits an amount of pictures: decided once, from counts and settings alone."""
+
+import math
+
+from training.settings import TrainSettings
+
+
+def suited(settings: TrainSettings, pictures: int) -> TrainSettings:
+    """The settings for so many training pictures, with nothing left to decide.
+
+    The first entry of `small_data` with more pictures in `below` replaces what it names; then there are as many epochs
+    as `trainer.min_steps` needs. Without these two it is what it was. Raises pydantic's ValidationError where an entry
+    holds what is no setting.
+    """
+    values = settings.model_dump()
+    for entry in settings.small_data:
+        if pictures < entry.below:
+            values["model"] |= entry.model
+            values["trainer"] |= entry.trainer
+            break
+    trainer = values["trainer"]
+    if trainer["min_steps"]:
+        steps = max(1, pictures // trainer["batch_size"])
+        trainer["epochs"] = max(trainer["epochs"], math.ceil(trainer["min_steps"] / steps))
+    trainer["min_steps"], values["small_data"] = None, []
+    return TrainSettings.model_validate(values)
