@@ -45,7 +45,7 @@ def main(settings: CompareSettings) -> None:
     }
     results = []
     for (model, experiment), run in runs.items():
-        published = settings.published.get(model, {}).get(experiment)
+        published = settings.published.get(model, {}).get(experiment) if run.data.name == "cifar10" else None
         results.append(result(finished_run(run) or train(run), model, experiment, published))
         write_whole(_with(settings.report, ".md"), markdown(results).encode())
         write_whole(_with(settings.report, ".svg"), svg(figure(results)).encode())

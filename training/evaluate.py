@@ -21,13 +21,16 @@ log = logging.getLogger(__name__)
 def main(settings: EvaluateSettings) -> None:
     """Scores the model on the test pictures and writes the report."""
     predictor = Predictor(onnx_file(settings.model_uri, state_dir()))
-    data = load_data(settings.data, settings.seed, predictor.metadata.decoding)
+    data = load_data(settings.data, settings.seed, predictor.metadata.decoding, for_training=False)
     log.info("%s", data.table())
-    if predictor.classes != data.classes:
+    if unknown := [name for name in data.classes if name not in predictor.classes]:
         raise UserError(
             f"{settings.model_uri} knows the classes {', '.join(predictor.classes)},\n"
-            f"but the pictures are of {', '.join(data.classes)}"
+            f"but the pictures are of {', '.join(unknown)}"
         )
+    if not len(data.test):
+        raise UserError(f"data.root={settings.data.root}: there are no test pictures, in test/<class>/ or in <class>/")
+    data = data.with_classes(predictor.classes)
     probabilities = predict(partial(predictor.predict, all_cores=True), data.test, "evaluating")
     evaluation = evaluate(probabilities, data.test, data.classes)
     title = f"{settings.model_uri} on {data.name}"

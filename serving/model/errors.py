@@ -52,6 +52,11 @@ def in_words(error: BaseException) -> str | None:
     """What people are told without a traceback; None for a mistake of ours, which needs its traceback."""
     if isinstance(error, UserError):
         return str(error)
+    if _is_full_shared_memory(error):
+        return (
+            "the shared memory (/dev/shm), through which trainer.num_workers hand pictures over, is full\n"
+            "Give the container more of it (--shm-size=2g), or set trainer.num_workers=0."
+        )
     if disk := full_disk(error):
         return f"the disk of {disk} is full\nFree some space, or name another disk with STATE_DIR; then start it again."
     if is_forbidden(error):
@@ -62,6 +67,15 @@ def in_words(error: BaseException) -> str | None:
 def is_forbidden(error: BaseException) -> bool:
     """Whether a file or folder may not be read or written."""
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _is_full_shared_memory(error: BaseException | None) -> bool:
+    """Whether PyTorch's data loader says so, in its own words."""
+    while error:
+        if "</torch_" in str(error) or "out of shared memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def full_disk(error: BaseException | None) -> str | None:

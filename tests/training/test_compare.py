@@ -16,7 +16,14 @@ from training.settings import CompareSettings
 def test_the_matrix_is_trained_once_and_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "resnet18.safetensors"
     save_file(timm.create_model("resnet18").state_dict(), weights)
-    limits = ["data=digits", "data.train_limit=128", "data.validation_limit=50", "data.test_limit=50"]
+    # By the name of the pictures that the published figures are of.
+    limits = [
+        "data=digits",
+        "data.name=cifar10",
+        "data.train_limit=128",
+        "data.validation_limit=50",
+        "data.test_limit=50",
+    ]
     small = ["model.image_size=32", f"model.weights={weights}", "trainer.epochs=1", "mlflow_experiment=matrix"]
 
     def run(*experiments: str) -> int:

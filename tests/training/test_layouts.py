@@ -246,6 +246,17 @@ def test_what_can_not_be_understood_is_refused_in_words(names: list[str], words:
     assert_raises_in_words(UserError, lambda: load(root), *words)
 
 
+def test_test_pictures_alone_are_a_test_set_and_not_enough_to_train(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", pictures("test/cat", "test/dog"))
+    assert_raises_in_words(UserError, lambda: load(root), "there are no training pictures")
+    settings = compose(["data=folder", f"data.root={root}", f"data.cache_dir={tmp_path}/cache"])
+    data = load_data(settings.data, 1, AS_SHOWN, for_training=False)
+    assert sizes(data) == (0, 0, 24)
+    # A class of that name among others is a class.
+    other = load(write(tmp_path / "other", pictures("test/a", "cat", "dog", count=40)))
+    assert other.classes == ["cat", "dog", "test"]
+
+
 def test_a_class_folder_without_a_picture_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path / "set", TRAIN_TEST)
     (root / "train" / "owl").mkdir()

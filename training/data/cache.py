@@ -51,10 +51,11 @@ class Cache:
         self._broken = broken
         self._decoding = decoding
 
-    def load(self, source: Source) -> Cached:
+    def load(self, source: Source, for_training: bool = True) -> Cached:
         """Decodes the pictures of a source, unless they are in the cache; calls it once then, else twice.
 
-        Raises UserError where a picture is broken and they are refused, or a class has none that can be decoded.
+        Raises UserError where a picture is broken and they are refused, or a class has none that can be decoded; for
+        training also where there is no training picture, or just one class.
         """
         fingerprint, classes, names = _fingerprint(progress(source(), "reading"))
         decoded = f"{self._decoding.shorter_side or 'full'}{'' if self._decoding.as_shown else '-contract-0'}"
@@ -64,7 +65,7 @@ class Cache:
             self._write(entry, source, classes)
         left_out = [LeftOut(*entry) for entry in json.loads((entry / LEFT_OUT_FILE).read_text())]
         splits = {split: _read(entry / split) for split in SPLITS}
-        _check(splits, classes, left_out)
+        _check(splits, classes, left_out, for_training)
         return Cached(fingerprint, classes, splits, left_out)
 
     def _write(self, entry: Path, source: Source, classes: list[str]) -> None:
@@ -84,16 +85,16 @@ class Cache:
                     raise
 
 
-def _check(splits: dict[str, Pictures], classes: list[str], left_out: list[LeftOut]) -> None:
+def _check(splits: dict[str, Pictures], classes: list[str], left_out: list[LeftOut], for_training: bool) -> None:
     first = next((entry for entry in left_out if entry.kind != "hidden"), None)
     why = f"\n{len(left_out)} files are left out: {first.name} ({first.kind}), for one" if first else ""
-    if len(classes) < 2:
+    if for_training and len(classes) < 2:
         raise UserError(f"there is only one class ({', '.join(classes)}); at least two are needed")
-    if not len(splits[TRAIN]):
+    if for_training and not len(splits[TRAIN]):
         raise UserError(f"there are no training pictures, in train/<class>/ or in <class>/{why}")
     for split, pictures in splits.items():
         absent = sorted({*range(len(classes))} - {*np.unique(pictures.labels)})
-        if absent and (split == TRAIN or (split == TEST and len(pictures))):
+        if absent and len(pictures) and split in (TRAIN, TEST) and for_training:
             place = f"{split}/{classes[absent[0]]}"
             raise UserError(f"no picture of {place}/ can be used; add some, or remove the class{why}")
     if hardly := alike(classes):

@@ -40,7 +40,7 @@ def layout_of(names: Iterable[str], folders: Iterable[str], root: str) -> Layout
     """
     files = {name: tuple(name.split("/")) for name in names}
     tops = {parts[:index] for parts in files.values() for index in _split_at(parts)}
-    tops = {top for top in tops if any(_is_split(parts, top, TRAIN) for parts in files.values())}
+    tops = {top for top in tops if _has_split(files.values(), top, TRAIN) or _is_test_set(files.values(), top)}
     if len(tops) > 1:
         found = ", ".join(sorted("/".join(top) or "." for top in tops))
         raise UserError(f"data.root={root} holds several data sets: {found}; give one of them")
@@ -73,6 +73,16 @@ def alike(labels: Iterable[str]) -> list[str]:
 def _split_at(parts: tuple[str, ...]) -> list[int]:
     """The index of the outermost folder that is named like a split and has folders in it."""
     return [index for index, part in enumerate(parts[:-2]) if part.casefold() in SPLIT_NAMES][:1]
+
+
+def _has_split(files: Iterable[tuple[str, ...]], top: tuple[str, ...], split: str) -> bool:
+    return any(_is_split(parts, top, split) for parts in files)
+
+
+def _is_test_set(files: Iterable[tuple[str, ...]], top: tuple[str, ...]) -> bool:
+    """Whether there are test pictures alone, rather than a class of that name among others."""
+    below = [parts for parts in files if parts[: len(top)] == top and len(parts) > len(top) + 1]
+    return all(_is_split(parts, top, TEST) for parts in below)
 
 
 def _is_split(parts: tuple[str, ...], top: tuple[str, ...], split: str) -> bool:

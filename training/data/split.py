@@ -1,7 +1,7 @@
 """A data set: its pictures, decoded and split."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pkgutil import resolve_name
 
@@ -38,6 +38,14 @@ class ImageData:
             rows.append((split, f"{len(pictures):,}", f"{counts.min():,} to {counts.max():,}", self.origins[split]))
         return rows
 
+    def with_classes(self, classes: list[str]) -> "ImageData":
+        """The same pictures with the labels of a list of classes that has at least theirs."""
+        numbers = np.array([classes.index(name) for name in self.classes])
+        train, validation, test = (
+            replace(pictures, labels=numbers[pictures.labels]) for pictures in (self.train, self.validation, self.test)
+        )
+        return replace(self, classes=classes, train=train, validation=validation, test=test)
+
     def left_out_by_kind(self) -> dict[str, list[LeftOut]]:
         kinds: dict[str, list[LeftOut]] = defaultdict(list)
         for entry in self.left_out:
@@ -56,21 +64,21 @@ class ImageData:
         return "\n".join(lines)
 
 
-def load_data(settings: DataSettings, seed: int, decoding: Decoding) -> ImageData:
-    """Loads pictures through the cache, and splits off what is not split yet.
+def load_data(settings: DataSettings, seed: int, decoding: Decoding, for_training: bool = True) -> ImageData:
+    """Loads pictures through the cache, and splits off what is not split yet; for other uses test pictures are enough.
 
     The seed is that of the validation set, and of the choice where a limit leaves pictures out. Raises UserError where
     the pictures are missing, broken, or can't be split.
     """
     arguments = dict(settings.source)
     source = partial(resolve_name(arguments.pop("_target_")), **arguments)
-    cached = Cache(settings.cache_dir, settings.broken, decoding).load(source)
+    cached = Cache(settings.cache_dir, settings.broken, decoding).load(source, for_training)
     train, validation, test = (cached.splits[split] for split in (TRAIN, VALIDATION, TEST))
     origins = dict.fromkeys(cached.splits, "given")
     if not len(test):
         train, test = split_by_content(train, settings.test_fraction)
         origins[TEST] = f"{settings.test_fraction:.0%} of each class, by the pictures' content"
-    if not len(validation):
+    if not len(validation) and len(train):
         train, validation = stratified_split(train, settings.validation_fraction, seed)
         origins[VALIDATION] = f"{settings.validation_fraction:.0%} of each class, by the seed"
     return ImageData(

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from serving.model.errors import UserError
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 State = dict[str, Any]  # what JSON can hold
@@ -44,9 +47,15 @@ class Checkpoints:
         return max(epochs, default=None)
 
     def load(self, epoch: int) -> tuple[Tensors, State]:
-        """What was saved: tensors by file and name, and the rest."""
-        tensors = {path.stem: load_file(path) for path in self._path(epoch).glob("*.safetensors")}
-        return tensors, json.loads((self._path(epoch) / "state.json").read_text())
+        """What was saved: tensors by file and name, and the rest; UserError if it is damaged."""
+        path = self._path(epoch)
+        try:
+            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+            return tensors, json.loads((path / "state.json").read_text())
+        except (SafetensorError, ValueError, FileNotFoundError) as error:
+            raise UserError(
+                f"the checkpoint {path} is damaged ({error})\nRemove {self.directory}, and the run starts anew."
+            ) from error
 
     @property
     def run_id(self) -> str | None:

@@ -92,7 +92,12 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
             name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **options
         )
         model.reset_classifier(0)
-        return model
     except Exception as error:  # torch, safetensors and timm each raise their own for a file that does not fit
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.weights={path} is not a checkpoint of {name} ({reason:.120})") from error
+    for tensor_name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"model.weights={path}: {tensor_name} has values that are not numbers; take another checkpoint"
+            )
+    return model

@@ -74,6 +74,15 @@ def rollback(name: str) -> str:
     previous = current.tags.get(PREVIOUS)
     if previous is None:
         raise UserError(f"the champion, version {current.version}, is the first: there is none to go back to")
+    try:
+        tracking.connect().get_model_version(name, previous)  # or MLflow would let the alias name nothing
+    except MlflowException as error:
+        if error.error_code in NOT_THERE:
+            message = (
+                f"version {previous} of {name}, which the champion replaced, was deleted: there is none to go back to"
+            )
+            raise UserError(message) from error
+        raise named_error(error, f"version {previous} of {name}") from error
     tracking.connect().set_registered_model_alias(name, CHAMPION, previous)
     log.info("version %s is the champion again, in place of version %s", previous, current.version)
     return previous

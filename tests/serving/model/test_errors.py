@@ -71,3 +71,13 @@ def test_a_full_disk_that_is_not_named_is_one_of_those_that_are_written_to(
         connection.execute("CREATE TABLE t (x)")
     assert full_disk(full.value)
     assert full_disk(RegistryError("the registry does not answer")) is None
+
+
+def test_full_shared_memory_is_not_a_full_disk() -> None:
+    """What PyTorch's data loader says of it."""
+    error = RuntimeError("unable to write to file </torch_12_3>: No space left on device (28)")
+    words = in_words(error)
+    assert words is not None
+    assert "/dev/shm" in words
+    assert "trainer.num_workers=0" in words
+    assert len(words.splitlines()) == 2

@@ -56,3 +56,13 @@ def test_a_resumed_optimizer_goes_on_as_one_that_was_not_cut_off(name: str, tmp_
 def test_what_can_not_be_used_here_is_refused_before_any_work(name: str) -> None:
     settings = compose([f"trainer.optimizer={name}"])
     assert_raises_in_words(UserError, lambda: check_trainable(settings), f"trainer.optimizer={name} can't be used here")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, 1, {"model": {"weight": torch.ones(3)}}, {})
+    (file,) = tmp_path.glob("run/*/model.safetensors")
+    file.write_bytes(file.read_bytes()[:20])
+    assert_raises_in_words(
+        UserError, lambda: checkpoints.load(1), str(file.parent), "is damaged", f"Remove {tmp_path}/run"
+    )

@@ -87,3 +87,11 @@ def test_an_unreachable_hub_ends_with_the_alternatives(monkeypatch: pytest.Monke
     for alternative in ("model.weights=FILE", "model.weights=none", "model=efficientnet_lite0"):
         assert alternative in str(failure.value)
     assert len(str(failure.value).splitlines()) == 2
+
+
+def test_a_checkpoint_with_values_that_are_not_numbers_is_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    state["conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=r"nan.safetensors: conv1\S* has values that are not numbers"):
+        build_model(model_settings("model=test_resnet", f"model.weights={tmp_path / 'nan.safetensors'}"), 10)

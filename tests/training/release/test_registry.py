@@ -99,6 +99,21 @@ def test_a_repeated_call_finds_what_the_first_did_and_rollback_puts_the_champion
         assert f"version {first} is the champion again" in caplog.text
 
 
+def test_a_version_that_was_deleted_is_not_gone_back_to(tmp_path: Path) -> None:
+    with state_in(tmp_path):
+        client = tracking.connect()
+        client.create_registered_model(DEFAULT_NAME)
+        first, second = (str(client.create_model_version(DEFAULT_NAME, "s3://a").version) for _ in range(2))
+        client.set_model_version_tag(DEFAULT_NAME, second, registry.PREVIOUS, first)
+        client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, second)
+        client.delete_model_version(DEFAULT_NAME, first)
+        with pytest.raises(
+            UserError, match=f"version {first} of {DEFAULT_NAME}, which the champion replaced, was deleted"
+        ):
+            registry.rollback(DEFAULT_NAME)
+        assert champion_version() == second
+
+
 def test_without_a_champion_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
     with state_in(tmp_path), pytest.raises(UserError, match="has no champion"):
         registry.rollback(DEFAULT_NAME)
