@@ -20,7 +20,7 @@ def is_temporary(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 
 # For what asks a registry or a storage, which may be away for a while.
 RETRIES: dict[str, Any] = {
-    "retries": 3,
+    "retries": 4,
     "retry_delay_seconds": exponential_backoff(10),
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": is_temporary,
