@@ -20,8 +20,8 @@ HEADER = """# Models
 smallest model of every family in timm {version}, with random weights: one training step in float32, the export to ONNX,
 and the file's answers against PyTorch's. Made by `python docs/models.py`.
 
-{works} of {all} families train, export and answer alike. `trainer.frozen_stages` needs timm to know a model's stages;
-where it does not, the whole model or the head alone can be trained.
+{works} of the {tried} families that were tried, of {all} there are, train, export and answer alike. `trainer.frozen_stages`
+needs timm to know a model's stages; where it does not, the whole model or the head alone can be trained.
 
 | family | tried | parameters | size | interpolation | trains | frozen stages | ONNX |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -91,20 +91,26 @@ def in_a_process_of_its_own(name: str) -> dict[str, str]:
         return {"tried": name, "trains": "no: its trial did not end"}
 
 
-def main() -> None:
+def write(rows: dict[str, dict[str, str]], families: int) -> None:
+    """The table of what was tried so far."""
     import timm
 
     columns = ["tried", "parameters", "size", "interpolation", "trains", "frozen stages", "ONNX"]
-    rows = {}
-    for family in timm.list_modules():
-        if not timm.list_models(module=family):
-            continue
-        rows[family] = row = in_a_process_of_its_own(smallest(family))
-        print(family, row, flush=True)
     works = sum(row.get("ONNX") == "yes" for row in rows.values())
     lines = [f"| {family} | {' | '.join(row.get(column, '') for column in columns)} |" for family, row in rows.items()]
-    header = HEADER.format(version=timm.__version__, works=works, all=len(rows))
+    header = HEADER.format(version=timm.__version__, works=works, tried=len(rows), all=families)
     (DOCS / "models.md").write_text(header + "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    import timm
+
+    families = [family for family in timm.list_modules() if timm.list_models(module=family)]
+    rows = {}
+    for family in families:
+        rows[family] = in_a_process_of_its_own(smallest(family))
+        print(family, rows[family], flush=True)
+        write(rows, len(families))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Trainer:
             epoch.metrics["validation_accuracy"] = accuracy = self._validate()
             if self.settings.freeze_backbone:
                 epoch.metrics["feature_seconds"] = feature_seconds  # once for all epochs
-            if accuracy > self.best_accuracy:
+            if accuracy >= self.best_accuracy:  # of equal ones the later, which has learnt more
                 self.best_epoch, self.best_accuracy = self.epoch, accuracy
             # The caller has recorded the epoch before its checkpoint says that it is done.
             yield epoch

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
@@ -20,11 +21,12 @@ BACKBONES = {"resnet18": {}, "densenet121": {}, "vit_b16": {"img_size": 32}}
 @pytest.mark.parametrize("model", BACKBONES)
 def test_it_learns_and_is_exported(model: str, tmp_path: Path) -> None:
     settings = compose([f"model={model}"])
+    torch.manual_seed(0)
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model(settings.model.backbone, **BACKBONES[model]).state_dict(), weights)
 
     head = "model.head={hidden_sizes: [1024, 512, 256], dropout: 0.3}"
-    overrides = [f"model={model}", f"model.weights={weights}", head, "trainer.lr=1e-4", "model.image_size=32"]
+    overrides = [f"model={model}", f"model.weights={weights}", head, "trainer.lr=1e-3", "model.image_size=32"]
     run_id = train(compose([*TINY, *overrides, "mlflow_experiment=reference models"]))
     export_run(run_id)
 
