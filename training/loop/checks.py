@@ -1,6 +1,7 @@
 """What can't be trained here, refused in words before any work is done."""
 
 import torch
+from timm.models import model_entrypoint
 from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
@@ -10,12 +11,16 @@ from training.model.backbones import own_settings
 from training.model.classifier import ImageClassifier, build_model
 from training.settings import ModelSettings, TrainSettings
 
+# Families of timm's whose models can't be exported to ONNX: docs/models.md.
+NOT_EXPORTED = ("gemma4_vit",)
 NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def check_trainable(settings: TrainSettings) -> None:
     """Raises UserError where the model or the optimizer can't be trained with these settings on this machine."""
     _check_optimizer(settings.trainer.optimizer)
+    if model_entrypoint(settings.model.backbone).__module__.rpartition(".")[2] in NOT_EXPORTED:
+        raise UserError(f"{settings.model.backbone} can't be exported to ONNX, so it could not be served; take another")
     model = _on_paper(settings.model)
     trainer = settings.trainer
     if trainer.frozen_stages and not trainer.freeze_backbone:

@@ -67,6 +67,7 @@ def test_a_model_trains_and_its_file_answers_alike(name: str, tmp_path: Path) ->
         (["model=inception_v3", "model.image_size=32"], ["model.image_size=32", "inception_v3", "made for 299"]),
         (["model=crossvit_tiny_240", "model.image_size=96"], ["model.image_size=96", "made for 240"]),
         (["model=efficientnet_lite0", "trainer.batch_size=1"], ["trainer.batch_size=1", "batch norm"]),
+        (["model=gemma4_vit_167m"], ["gemma4_vit_167m", "can't be exported"]),
         (["model=resnet18", "+model.backbone_options.depth=3"], ["backbone_options", "depth", "resnet18"]),
     ],
 )
