@@ -21,8 +21,8 @@ smallest model of every family in timm {version}, with random weights: one train
 and the file's answers against PyTorch's. Made by `python docs/models.py`.
 
 {works} of the {tried} families that were tried, of {all} there are, train, export and answer alike; those that can't be
-exported are refused before training. `trainer.frozen_stages` needs timm to know a model's stages; where it does not, the
-whole model or the head alone can be trained.
+exported are refused before training. `trainer.frozen_stages` needs timm to know a model's stages; where it does not,
+the whole model or the head alone can be trained.
 
 | family | tried | parameters | size | interpolation | trains | frozen stages | ONNX |
 | --- | --- | --- | --- | --- | --- | --- | --- |
