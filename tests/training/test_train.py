@@ -7,12 +7,13 @@ import torch
 from filelock import FileLock
 
 from serving.model.errors import UserError
+from serving.model.pictures.decoding import AS_SHOWN
 from tests.helpers.commands import run_module
 from tests.helpers.state import TINY, state_in
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
-from training.train import run_key, train
+from training.train import few_test_pictures, run_key, train
 
 
 @pytest.mark.slow
@@ -50,6 +51,13 @@ def test_own_pictures_of_any_size_train_and_what_is_left_out_is_kept(image_folde
     left_out = tracking.artifact(run_id, tracking.LEFT_OUT_FILE).read_text().splitlines()
     assert left_out[0] == "name,kind,detail"
     assert left_out[1].startswith("train/red/notes.txt,not a picture,")
+
+
+def test_classes_with_few_test_pictures_are_named(image_folder: Path) -> None:
+    data = load_data(compose(["data=folder", f"data.root={image_folder}"]).data, 1, AS_SHOWN)
+    assert few_test_pictures(data) == {"green": 6, "red": 6}
+    digits = load_data(compose(["data=digits"]).data, 1, AS_SHOWN)
+    assert few_test_pictures(digits) == {}
 
 
 def test_pictures_that_are_not_there_leave_nothing_behind(tmp_path: Path) -> None:

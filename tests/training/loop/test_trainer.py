@@ -19,7 +19,7 @@ from training.config import compose
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import load_data
 from training.loop.checkpoint import Checkpoints
-from training.loop.trainer import Trainer, train_mode
+from training.loop.trainer import Trainer, class_weights, train_mode
 from training.model.classifier import ImageClassifier, build_model
 
 
@@ -103,6 +103,19 @@ def test_accumulated_batches_make_the_step_of_a_large_one() -> None:
     small, model_accumulated = trainer(*head, "trainer.batch_size=32", "trainer.accumulate_batches=2")
     list(small.fit())
     torch.testing.assert_close(model_accumulated.head.state_dict(), model.head.state_dict())
+
+
+def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
+    """Of 30 pictures of one class and 10 of another, each of the latter counts three times as much; 1 on average."""
+    weights = class_weights(np.repeat([0, 1], [30, 10]))
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 2.0]))
+    images, labels = torch.zeros(40, 2), torch.as_tensor(np.repeat([0, 1], [30, 10]))
+    images[:, 0] = 5  # the frequent class for every picture
+    assert torch.nn.functional.cross_entropy(images, labels, weights) > 1.9 * torch.nn.functional.cross_entropy(
+        images, labels
+    )
+    assert trainer("trainer.class_balance=loss")[0].class_weights is not None
+    assert trainer()[0].class_weights is None
 
 
 def test_clipped_gradients_take_smaller_steps() -> None:
