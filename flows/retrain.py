@@ -14,7 +14,7 @@ from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from training import tracking
 from training.config import compose
-from training.loop.checks import check_trainable
+from training.loop.trainable import check_trainable
 from training.release import promotion, registry
 from training.release.candidate import export_run
 from training.train import read, train

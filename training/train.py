@@ -21,10 +21,10 @@ from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import ImageData, load_data
-from training.loop.amount import suited
 from training.loop.checkpoint import Checkpoints
-from training.loop.checks import check_trainable
 from training.loop.processes import join
+from training.loop.small_data import suited
+from training.loop.trainable import check_trainable
 from training.loop.trainer import Trainer
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate

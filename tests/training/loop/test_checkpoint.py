@@ -12,7 +12,7 @@ from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words
 from training.config import compose
 from training.loop.checkpoint import Checkpoints, flatten_optimizer, unflatten_optimizer
-from training.loop.checks import check_trainable
+from training.loop.trainable import check_trainable
 
 # What needs a GPU, or second derivatives, is refused instead.
 REFUSED = [name for name in list_optimizers() if name.startswith(("bnb", "fused")) or name == "adahessian"]

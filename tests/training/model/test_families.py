@@ -14,7 +14,7 @@ from serving.model.errors import UserError
 from serving.model.predictor import open_session, run_session
 from tests.helpers.commands import assert_raises_in_words
 from training.config import compose
-from training.loop.checks import check_trainable
+from training.loop.trainable import check_trainable
 from training.model.classifier import build_model
 from training.release.export import export_onnx, parity
 

@@ -3,7 +3,7 @@
 import pytest
 
 from training.config import compose
-from training.loop.amount import suited
+from training.loop.small_data import suited
 from training.settings import TrainSettings
 
 HEAD_ALONE = "{below: 100, model: {image_size: 224}, trainer: {freeze_backbone: true}}"

@@ -1,4 +1,7 @@
-"""How much work suits an amount of pictures: decided once, from counts and settings alone."""
+"""What few pictures change, such as the head alone and more epochs: decided once, from counts and settings alone.
+
+The numbers stand in the experiments, such as conf/experiment/quick.yaml.
+"""
 
 import math
 
