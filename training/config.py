@@ -79,17 +79,20 @@ def _fill_in_the_model_s_own(model: DictConfig, words: Sequence[str]) -> None:
     handed to timm, which can build some of these models for another size.
     """
     options = model.get("backbone_options")
-    if not timm.is_model(model.get("backbone") or "") or not isinstance(options, DictConfig) or "img_size" in options:
+    if not timm.is_model(model.get("backbone") or "") or not isinstance(options, DictConfig):
         return
     own = own_settings(model.backbone)
     asked = any(word.startswith("model.image_size=") for word in words)
-    if own.fixed_size and not asked and model.image_size not in (None, own.image_size):
+    chosen = "img_size" in options
+    if chosen and model.image_size is None:
+        model.image_size = options.img_size
+    if own.fixed_size and not asked and not chosen and model.image_size not in (None, own.image_size):
         log.info("%s takes pictures of %d pixels, not of %s", model.backbone, own.image_size, model.image_size)
         model.image_size = None
     for key in ("image_size", "mean", "std", "interpolation"):
         if model.get(key) is None:
             model[key] = getattr(own, key)
-    if own.fixed_size and model.image_size != own.image_size:
+    if own.fixed_size and not chosen and model.image_size != own.image_size:
         with open_dict(options):
             options.img_size = model.image_size
 
@@ -98,11 +101,12 @@ def _let_the_command_line_win(config: DictConfig, words: Sequence[str]) -> None:
     """Takes out of an experiment's answer to few pictures what was given."""
     given = {word.partition("=")[0] for word in words}
     for entry in config.small_data if isinstance(config.small_data, ListConfig) else ():
-        for group in ("model", "trainer"):
-            if changes := entry.get(group):
-                with open_dict(changes):
-                    for key in [key for key in changes if f"{group}.{key}" in given]:
-                        del changes[key]
+        if "model.image_size" in given and "image_size" in entry:
+            entry.image_size = None
+        if changes := entry.get("trainer"):
+            with open_dict(changes):
+                for key in [key for key in changes if f"trainer.{key}" in given]:
+                    del changes[key]
     if "trainer.epochs" in given and "trainer.min_steps" not in given:
         config.trainer.min_steps = None
 

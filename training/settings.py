@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Strict,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -170,7 +171,7 @@ class TrainerSettings(Settings):
 
 class SmallDataSettings(Settings):
     below: Count
-    model: dict[str, Any] = {}
+    image_size: Count | None = None
     trainer: dict[str, Any] = {}
 
 
@@ -193,6 +194,21 @@ class TrainSettings(CommandSettings):
     small_data: list[SmallDataSettings]
     export: ExportSettings
     mlflow_experiment: Text
+
+    @field_validator("small_data")
+    @classmethod
+    def _entries_are_settings(cls, entries: list[SmallDataSettings], others: ValidationInfo) -> list[SmallDataSettings]:
+        if not isinstance(trainer := others.data.get("trainer"), TrainerSettings):
+            return entries
+        for entry in entries:
+            try:
+                TrainerSettings.model_validate(trainer.model_dump() | entry.trainer)
+            except ValidationError as errors:
+                error: Any = errors.errors()[0]
+                raise ValueError(
+                    f"trainer.{'.'.join(map(str, error['loc']))}={error['input']}: {error['msg']}"
+                ) from errors
+        return entries
 
 
 class EvaluateSettings(CommandSettings):

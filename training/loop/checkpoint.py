@@ -57,6 +57,11 @@ class Checkpoints:
                 f"the checkpoint {path} is damaged ({error})\nRemove {self.directory}, and the run starts anew."
             ) from error
 
+    def forget_epochs(self) -> None:
+        """Removes what an earlier run left."""
+        for path in self.directory.glob("epoch-*"):
+            shutil.rmtree(path)
+
     @property
     def run_id(self) -> str | None:
         """The MLflow run that the checkpoints belong to."""

@@ -5,20 +5,22 @@ The numbers stand in the experiments, such as conf/experiment/quick.yaml.
 
 import math
 
+from training.model.backbones import own_settings
 from training.settings import TrainSettings
 
 
 def suited(settings: TrainSettings, pictures: int) -> TrainSettings:
     """The settings for so many training pictures, with nothing left to decide.
 
-    The first entry of `small_data` with more pictures in `below` replaces what it names; then there are as many epochs
-    as `trainer.min_steps` needs. Without these two it is what it was. Raises pydantic's ValidationError where an entry
-    holds what is no setting.
+    The first entry of `small_data` with more pictures in `below` replaces what it names, but for the `image_size` of a
+    model that takes pictures of one size only; then there are as many epochs as `trainer.min_steps` needs. Without
+    these two it is what it was.
     """
     values = settings.model_dump()
     for entry in settings.small_data:
         if pictures < entry.below:
-            values["model"] |= entry.model
+            if entry.image_size and not own_settings(settings.model.backbone).fixed_size:
+                values["model"]["image_size"] = entry.image_size
             values["trainer"] |= entry.trainer
             break
     trainer = values["trainer"]

@@ -21,6 +21,8 @@ def check_trainable(settings: TrainSettings) -> None:
     _check_optimizer(settings.trainer.optimizer)
     if model_entrypoint(settings.model.backbone).__module__.rpartition(".")[2] in NOT_EXPORTED:
         raise UserError(f"{settings.model.backbone} can't be exported to ONNX, so it could not be served; take another")
+    if settings.small_data:  # the rest may change with the number of pictures: asked again when that is known
+        return
     model = _on_paper(settings.model)
     trainer = settings.trainer
     if trainer.frozen_stages and not trainer.freeze_backbone:

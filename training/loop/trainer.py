@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -70,9 +71,13 @@ class Trainer:
         if settings.batch_size % processes:
             raise UserError(f"trainer.batch_size={settings.batch_size} can't be shared evenly by {processes} processes")
         self.batch_size = min(settings.batch_size, len(train) // processes * processes)
+        if not self.batch_size:
+            raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
         self.generator = torch.Generator()
-        self.class_weights = class_weights(train.pictures.labels) if settings.class_balance == "loss" else None
+        classes = int(model.head[-1].out_features)  # type: ignore[arg-type]
+        balanced = settings.class_balance == "loss"
+        self.class_weights = class_weights(train.pictures.labels, classes) if balanced else None
 
         cpu.keep_freed_memory()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
@@ -90,7 +95,7 @@ class Trainer:
             freeze(model, settings.frozen_stages)
         optimizer = create_optimizer_v2(network, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = convert_sync_batchnorm(network)  # PyTorch's own would drop the activations in timm's layers
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if settings.compile:
             self.model.compile()
@@ -213,7 +218,12 @@ class Trainer:
         return int(self.accelerator.reduce(correct)) / len(self.validation_set)
 
     def _resume(self) -> None:
-        if self.settings.resume == "never" or not self.checkpoints:
+        if not self.checkpoints:
+            return
+        if self.settings.resume == "never":
+            if self.accelerator.is_main_process:
+                self.checkpoints.forget_epochs()
+            self.accelerator.wait_for_everyone()
             return
         if (last := self.checkpoints.last_epoch()) is not None:
             self.load_state_dict(*self.checkpoints.load(last))
@@ -241,10 +251,11 @@ def _precision(name: str) -> str:
     return "bf16" if cpu.has_bf16() else "no"
 
 
-def class_weights(labels: np.ndarray) -> Tensor:
+def class_weights(labels: np.ndarray, classes: int) -> Tensor:
     """What a picture of each class counts, float32 (classes,): inversely to how many there are, 1 on average."""
-    counts = torch.as_tensor(np.bincount(labels))
-    return len(labels) / (len(counts) * counts)
+    counts = torch.as_tensor(np.bincount(labels, minlength=classes))
+    weights = len(labels) / ((counts > 0).sum() * counts)
+    return weights.masked_fill(counts == 0, 0)
 
 
 def freeze(model: ImageClassifier, stages: int) -> None:

@@ -45,7 +45,7 @@ class Preprocessing(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3), RGB -> float32 (N, 3, image_size, image_size), normalised."""
         height, width = images.shape[1], images.shape[2]
-        if self.crop_share < 1:
+        if self.crop_share < 1 and self.fit != "pad":
             images = _middle(images, self._share(height), self._share(width))
             height, width = images.shape[1], images.shape[2]
         if self.fit == "crop":
@@ -57,10 +57,13 @@ class Preprocessing(nn.Module):
             top, left = (side - height) // 2, (side - width) // 2
             edges = (left, side - width - left, top, side - height - top)
             pixels = F.pad(pixels * self.scale + self.shift, edges)  # type: ignore[arg-type]
+            if self.crop_share < 1:  # of the square, as in training
+                share = self._share(side)
+                pixels = _middle(pixels.permute(0, 2, 3, 1), share, share).permute(0, 3, 1, 2)
             return self._resize(pixels)
         return self._resize(pixels) * self.scale + self.shift
 
-    def _share(self, length: int) -> int | SymInt:
+    def _share(self, length: int | SymInt) -> int | SymInt:
         # In whole numbers, which the exporter can follow.
         return torch.sym_max(1, (length * round(1000 * self.crop_share) + 500) // 1000)
 
