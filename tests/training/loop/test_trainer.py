@@ -23,14 +23,14 @@ from training.loop.trainer import Trainer, class_weights, train_mode
 from training.model.classifier import ImageClassifier, build_model
 
 
-def trainer(*overrides: str) -> tuple[Trainer, ImageClassifier]:
+def trainer(*overrides: str, checkpoints: Checkpoints | None = None) -> tuple[Trainer, ImageClassifier]:
     settings = compose([*TINY, "trainer.precision=no", *overrides])
     data = load_data(settings.data, settings.seed, settings.model.decoding)
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.image_size)
     dataset = AlbumentationsDataset(data.train, transform)
-    return Trainer(settings.trainer, model, dataset, data.validation, settings.seed), model
+    return Trainer(settings.trainer, model, dataset, data.validation, settings.seed, checkpoints), model
 
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights() -> None:
@@ -103,6 +103,16 @@ def test_accumulated_batches_make_the_step_of_a_large_one() -> None:
     small, model_accumulated = trainer(*head, "trainer.batch_size=32", "trainer.accumulate_batches=2")
     list(small.fit())
     torch.testing.assert_close(model_accumulated.head.state_dict(), model.head.state_dict())
+
+
+def test_a_run_that_shall_not_resume_starts_over_what_another_has_left(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run")
+    cut_off, _ = trainer("trainer.resume=never", checkpoints=checkpoints)
+    epochs = cut_off.fit()
+    next(epochs), next(epochs)
+    assert checkpoints.last_epoch() == 1
+    again, _ = trainer("trainer.resume=never", checkpoints=checkpoints)
+    assert [epoch.number for epoch in again.fit()] == [1, 2]
 
 
 def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
