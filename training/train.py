@@ -71,12 +71,15 @@ def set_up(settings: TrainSettings) -> Run:
     """Loads the pictures and builds the model; raises UserError as `read` does."""
     settings, data = read(settings)
     log.info("%s", data.table())
-    for name, count in few_test_pictures(data).items():
-        log.warning("%s has %d test pictures: what is said of it says little", name, count)
-    trainer_settings = settings.trainer
+    if few := few_test_pictures(data):
+        named = ", ".join(f"{name} ({count})" for name, count in [*few.items()][:5])
+        log.warning(
+            f"{len(few)} classes have fewer than {FEW} test pictures, {named} among them: their figures say little"
+        )
+    chosen = settings.trainer
     log.info(
-        f"training {'the head' if trainer_settings.freeze_backbone else 'the network'} for {trainer_settings.epochs} "
-        f"epochs in batches of {trainer_settings.batch_size}, at {settings.model.image_size} pixels"
+        f"training {'the head' if chosen.freeze_backbone else 'the network'} for {chosen.epochs} epochs in batches of "
+        f"{chosen.batch_size}, at {settings.model.image_size} pixels"
     )
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
