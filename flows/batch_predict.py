@@ -30,7 +30,8 @@ def predict(source: Path, target: Path, model: str) -> None:
     settings = load_settings(model=model or champion_uri())
     pictures = open_pictures(source, "source")
     predictor = ModelStore(settings.model, settings.state_dir, settings.providers).load()
-    with BatchPrediction(pictures, predictor, target, settings.max_pixels) as prediction:
+    limits = settings.max_pixels, settings.max_pixel_bytes
+    with BatchPrediction(pictures, predictor, target, *limits) as prediction:
         for _ in progress(prediction.run(), "pictures", prediction.rows_left):
             pass
 

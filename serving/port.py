@@ -1,4 +1,4 @@
-"""Whether a port is free: python -m serving.port host=127.0.0.1 port=3000 setting=PORT"""
+"""Where a server listens. Whether a port is free: python -m serving.port host=127.0.0.1 port=3000 setting=PORT"""
 
 import socket
 import sys
@@ -6,15 +6,22 @@ import sys
 from serving.model.errors import UserError, exit_in_words
 
 
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens at a name or an address, of IPv4 or IPv6.
+
+    Raises UserError where the port can't be listened on, naming the setting that changes it.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise UserError(f"{where} can't be listened on ({error}); choose another port: {setting}=") from error
+
+
 def check_port(host: str, port: int, setting: str) -> None:
-    """Raises UserError where the port can't be listened on, naming the setting that changes it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            message = f"{host}:{port} can't be listened on ({error}); choose another port: {setting}="
-            raise UserError(message) from error
+    """Raises UserError where the port can't be listened on."""
+    listen(host, port, setting).close()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import MAX_PIXELS
+from serving.model.pictures.memory import MAX_PIXEL_BYTES
 from serving.model.registry import champion_uri
 
 
@@ -27,12 +28,17 @@ class Settings(BaseSettings):
     tokens: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     public_paths: Annotated[tuple[str, ...], NoDecode] = ("/livez", "/readyz", "/healthz", "/metrics")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    root_path: str = ""  # the prefix under which a proxy shows the service, such as /cats
     max_body_bytes: PositiveInt = 32_000_000  # larger requests are refused with 413
+    max_held_bytes: PositiveInt = 256_000_000  # of all requests that are here; while they are, further ones get 429
+    receive_seconds: PositiveFloat = 10  # a request of which no byte arrives for so long gets 408
+    receive_rate: PositiveInt = 10_000  # bytes a second; what arrives more slowly gets 408, after receive_seconds
     max_pixels: PositiveInt = MAX_PIXELS  # pictures of more pixels are refused with 413, before they are decoded
+    max_pixel_bytes: PositiveInt = MAX_PIXEL_BYTES  # of pictures over a megapixel that are decoded at a time, 4 a pixel
     max_pictures: PositiveInt = 64  # of a request
     max_queue: PositiveInt = 128  # pictures that may wait or run; while they do, further ones are refused with 429
     max_batch: PositiveInt = 8  # of one run of the model; on a CPU more are no faster, a GPU has use for 32 and more
-    max_seconds: PositiveFloat = 10  # a request that is not answered by then gets 503
+    max_seconds: PositiveFloat = 10  # a request that is not answered so long after it has arrived gets 503
 
     @field_validator("providers", "tokens", "public_paths", "cors_origins", mode="before")
     @classmethod
@@ -46,7 +52,17 @@ class Settings(BaseSettings):
                 f"SERVING_MAX_PICTURES={self.max_pictures} can't be more than SERVING_MAX_QUEUE={self.max_queue}: "
                 "such a request would never be accepted"
             )
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"SERVING_MAX_BODY_BYTES={self.max_body_bytes} can't be more than "
+                f"SERVING_MAX_HELD_BYTES={self.max_held_bytes}: such a request would never be accepted"
+            )
         return self
+
+    @property
+    def longest_seconds(self) -> float:
+        """Of a request, from its first byte to the end of its answer's time."""
+        return self.receive_seconds + self.max_body_bytes / self.receive_rate + self.max_seconds
 
 
 def load_settings(**given: Any) -> Settings:

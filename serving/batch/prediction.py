@@ -14,15 +14,16 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from serving.batch.parts import Parts
-from serving.model.errors import PictureError
+from serving.model.cpus import batches
+from serving.model.errors import PictureError, UserError
 from serving.model.pictures.files import File, Files
-from serving.model.predictor import RUNS, Predictor
+from serving.model.pictures.memory import MAX_PIXEL_BYTES, LargePicture, PixelMemory
+from serving.model.predictor import Answer, Predictor
 
 log = logging.getLogger(__name__)
 
 PART_ROWS = 2048  # what a kill can cost
 BATCH = 8  # larger ones leave a core's cache and are slower
-AHEAD = 2 * RUNS  # batches after the one that is waited for
 
 # A picture's name, and its probabilities or why it has none.
 Row = tuple[str, np.ndarray | PictureError]
@@ -38,13 +39,24 @@ class BatchPrediction:
         with BatchPrediction(source, predictor, target, max_pixels) as prediction:
             for _ in prediction.run():
                 ...
+
+    Large pictures together occupy `max_pixel_bytes`, or one does. Where memory runs out, a picture is tried again
+    alone; `run` raises UserError where that is too much as well, and the parts that are there stay.
     """
 
-    def __init__(self, source: Files, predictor: Predictor, target: Path, max_pixels: int) -> None:
+    def __init__(
+        self,
+        source: Files,
+        predictor: Predictor,
+        target: Path,
+        max_pixels: int,
+        max_pixel_bytes: int = MAX_PIXEL_BYTES,
+    ) -> None:
         self._source = source
         self._predictor = predictor
         self._target = target
         self._max_pixels = max_pixels
+        self._memory = PixelMemory(max_pixel_bytes)
         origin = {"source": source.fingerprint, "max_pixels": str(max_pixels), "model_version": predictor.version}
         self._schema = pa.schema(
             [
@@ -62,7 +74,7 @@ class BatchPrediction:
         self._parts = Parts(self._target, self._schema)
         if self._parts.rows:
             log.info("resuming after %d of %d pictures", sum(self._parts.rows), len(self._source))
-        self._threads = ThreadPoolExecutor(RUNS, "model")
+        self._threads = ThreadPoolExecutor(batches(), "model")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +103,7 @@ class BatchPrediction:
         running: deque[Future[list[Row]]] = deque()
         while batch := list(itertools.islice(pictures, BATCH)):
             running.append(self._threads.submit(self._classify, batch))
-            if len(running) > AHEAD:
+            if len(running) > 2 * batches():
                 yield from running.popleft().result()
         while running:
             yield from running.popleft().result()
@@ -103,10 +115,24 @@ class BatchPrediction:
         rows = []
         for file, content in zip(files, contents, strict=True):
             answer = content if isinstance(content, PictureError) else next(answers)
+            if isinstance(content, bytes) and isinstance(answer, LargePicture):
+                answer = self._classify_large(content, answer.pixels)
+            if isinstance(content, bytes) and isinstance(answer, MemoryError):
+                answer = self._classify_large(content, None)
+            if isinstance(answer, MemoryError):
+                raise UserError(
+                    f"{file.name}: there is not enough memory for this picture, even alone ({answer})\n"
+                    "Give it more memory, or leave such pictures out with a smaller SERVING_MAX_PIXELS."
+                ) from answer
             if not isinstance(answer, np.ndarray | PictureError):
                 raise answer
             rows.append((file.name, answer))
         return rows
+
+    def _classify_large(self, content: bytes, pixels: int | None) -> Answer:
+        with self._memory.room(pixels):
+            (answer,) = self._predictor.classify([content], self._max_pixels, all_cores=False, large=True)
+        return answer
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         names, answers = zip(*rows, strict=True)

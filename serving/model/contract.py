@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from serving.model.pictures.decoding import Decoding
 
@@ -37,6 +37,13 @@ class Metadata(BaseModel):
     git_dirty: str | None = None  # whether files differed from the commit: true, false or unknown
     data_fingerprint: str | None = None  # the SHA-256 of the pictures
     test: dict[str, float] = Field(default_factory=dict)  # shares such as accuracy; in the file each is a `test_` value
+
+    @field_validator("classes")
+    @classmethod
+    def _are_names(cls, classes: list[str]) -> list[str]:
+        if not all(classes) or len(set(classes)) < len(classes) or not classes:
+            raise ValueError("the classes need names, each another one")
+        return classes
 
     @property
     def decoding(self) -> Decoding:

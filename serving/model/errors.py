@@ -8,6 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OUT_OF_MEMORY = (
+    *("out of memory", "memory allocation", "insufficient memory"),  # Pillow, CUDA; libheif; libjpeg
+    *("bad_alloc", "bad allocation", "failed to allocate memory"),  # ONNX Runtime
+)
+
 
 class UserError(Exception):
     """A setting, a path, data or a model that someone has to fix: a retry would fail the same way.
@@ -34,6 +39,12 @@ class PictureError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in Python's way or in that of a decoder, ONNX Runtime or CUDA."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(form in words for form in OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """An ONNX Runtime session, and what its file says of itself."""
 
-import os
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,12 +10,10 @@ import numpy as np
 import onnxruntime
 
 from serving.model.contract import INPUT, OUTPUT, Metadata
-from serving.model.errors import ModelError, UserError
-from serving.model.pictures.decoding import decode
-
-CORES = len(os.sched_getaffinity(0))
-# Concurrent batches: one more than the cores, so that none idles when a batch finishes.
-RUNS = CORES + 1
+from serving.model.cpus import cpus
+from serving.model.errors import ModelError, UserError, is_out_of_memory
+from serving.model.pictures.decoding import opened, pixels_of
+from serving.model.pictures.memory import LARGE, LargePicture
 
 CPU = ("CPUExecutionProvider",)
 Answer = np.ndarray | Exception
@@ -42,7 +40,7 @@ class Predictor:
         try:
             self._on_all_cores = open_session(path, available)
             # A core for each batch: threads that share the work on one picture wait for one another.
-            one_core = available[0] == CPU[0] and CORES > 1
+            one_core = available[0] == CPU[0] and cpus() > 1
             self._on_one_core = open_session(path, available, threads=1) if one_core else self._on_all_cores
             self.metadata = Metadata.from_properties(self._on_all_cores.get_modelmeta().custom_metadata_map)
             self._self_test()
@@ -67,22 +65,25 @@ class Predictor:
 
     def classify(
         self,
-        contents: Sequence[bytes],
+        contents: Iterable[bytes],
         max_pixels: int,
         *,
         all_cores: bool,
-        on_run: Callable[[int], None] = lambda pictures: None,
+        large: bool = False,
+        on_decode: Callable[[float], None] = lambda seconds: None,
+        on_run: Callable[[int, float], None] = lambda pictures, seconds: None,
     ) -> list[Answer]:
         """Decodes image files and runs the model once for all pictures of one size.
 
-        While RUNS calls are at work, fewer than (RUNS + 1) * `max_pixels` pixels are held.
-
         Args:
-            on_run: told the number of pictures in each run of the model.
+            large: whether pictures of more than LARGE pixels are decoded; else they are told, so that the caller can
+                ask for them one by one, each within `PixelMemory.room`.
+            on_decode: told how long each picture took.
+            on_run: told the number of pictures in each run of the model, and how long it took.
 
         Returns:
-            For each in order float32 (classes,), or why there is no answer: a PictureError, or what the model or the
-            decoder has failed with.
+            For each in order float32 (classes,), or why there is no answer: a PictureError, a LargePicture, a
+            MemoryError, or what the model has failed with.
         """
         answers: dict[int, Answer] = {}
         groups: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
@@ -90,27 +91,36 @@ class Predictor:
 
         def run() -> None:
             for group in groups.values():
-                on_run(len(group))
+                start = time.perf_counter()
                 try:
                     images = np.stack(list(group.values()))
                     answers.update(zip(group, self.predict(images, all_cores=all_cores), strict=True))
-                except Exception as error:  # out of memory, say: these have no answer, others may have one
-                    answers.update(dict.fromkeys(group, error))
+                except Exception as error:  # these have no answer, others may have one
+                    failure = MemoryError(str(error)) if is_out_of_memory(error) else error
+                    answers.update(dict.fromkeys(group, failure))
+                on_run(len(group), time.perf_counter() - start)
             groups.clear()
 
         for index, content in enumerate(contents):
+            start = time.perf_counter()
             try:
-                picture = decode(content, self.metadata.decoding, max_pixels)
+                with opened(content, max_pixels) as image:
+                    pixels = image.width * image.height
+                    if pixels > LARGE and not large:
+                        answers[index] = LargePicture(pixels)
+                        continue
+                    picture = pixels_of(image, self.metadata.decoding)
             except Exception as error:
                 answers[index] = error
                 continue
+            on_decode(time.perf_counter() - start)
             groups[picture.shape][index] = picture
             held += picture.shape[0] * picture.shape[1]
-            if held > max_pixels // RUNS:
+            if held > LARGE:
                 run()
                 held = 0
         run()
-        return [answers[index] for index in range(len(contents))]
+        return [answers[index] for index in range(len(answers))]
 
     def _self_test(self) -> None:
         """Classifies generated pictures, which also warms the sessions up."""
@@ -124,10 +134,12 @@ class Predictor:
                 raise ValueError("the probabilities of a generated picture do not add up to 1")
 
 
-def open_session(path: Path, providers: Sequence[str] = CPU, threads: int = 0) -> onnxruntime.InferenceSession:
-    """A session with so many threads; 0: one for each core."""
+def open_session(
+    path: Path, providers: Sequence[str] = CPU, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """A session with so many threads; None: one for each CPU that is given."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or cpus()
     # Between runs, threads that spin while they wait take the cores that decode pictures and answer requests.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(path, options, providers=providers)
@@ -135,5 +147,10 @@ def open_session(path: Path, providers: Sequence[str] = CPU, threads: int = 0) -
 
 def run_session(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
-    (probabilities,) = session.run([OUTPUT], {INPUT: images})
+    options = None
+    if images[..., 0].size > LARGE and session.get_providers() == [*CPU]:
+        # The arena would keep for good what a model that is fed at full size needs for it.
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    (probabilities,) = session.run([OUTPUT], {INPUT: images}, options)
     return probabilities

@@ -2,14 +2,19 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from serving.model import registry
-from serving.model.errors import ModelError, RegistryError, UserError
+from serving.model.errors import ModelError, RegistryError, UserError, full_disk, is_forbidden
 from serving.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
+
+# Makes a folder to download to; None: MLflow's choice.
+Place = Callable[[], AbstractContextManager[str | None]]
 
 
 class ModelStore:
@@ -56,23 +61,49 @@ class ModelStore:
         """The version that the name stands for now; raises as `registry.find_version` does."""
         return registry.find_version(self._model, self._state_dir)
 
-    def load_version(self, version: str) -> Predictor:
-        """Fetches and loads a version; once it has passed its self-test, its file takes the last copy's place.
+    def load_version(self, version: str, check: Callable[[Predictor], None] = lambda predictor: None) -> Predictor:
+        """Loads a version that is kept on disk, or fetches it.
+
+        Once it has passed its self-test, and `check`, which raises ModelError, its file takes the last copy's place.
+        Where nothing can be written it is loaded and not kept.
 
         Raises ModelError where it does not work, RegistryError where it can't be fetched.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
         copy = self._directory / f"{version}.onnx"
-        with tempfile.TemporaryDirectory(dir=self._directory) as partial:
-            file = registry.download(self._model, version, self._state_dir, Path(partial))
+        if copy.is_file():
+            return self._checked(copy, version, check)
+        # The last one copies nothing where the registry's files are on this disk.
+        places: list[Place] = [self._folder_beside_copies, tempfile.TemporaryDirectory, partial(nullcontext, None)]
+        while True:
             try:
-                predictor = Predictor(file, version, self._providers)
-            except ModelError as error:
-                raise ModelError(f"version {version} of {self._model} does not work: {error}") from error
-            file.replace(copy)
-        for other in self._directory.glob("*.onnx"):
-            if other != copy:
-                other.unlink(missing_ok=True)
+                return self._fetched(version, check, places.pop(0))
+            except (OSError, RegistryError) as error:
+                if not places or not (full_disk(error) or is_forbidden(error)):
+                    raise
+                log.warning("version %s of %s can't be kept: %s", version, self._model, error)
+
+    def _folder_beside_copies(self) -> AbstractContextManager[str]:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=self._directory)
+
+    def _fetched(self, version: str, check: Callable[[Predictor], None], place: Place) -> Predictor:
+        """Downloads a version to a folder, and keeps it if that is beside the copies."""
+        with place() as folder:
+            file = registry.download(self._model, version, self._state_dir, Path(folder) if folder else None)
+            predictor = self._checked(file, version, check)
+            if folder and Path(folder).parent == self._directory:
+                file.replace(self._directory / f"{version}.onnx")
+                for other in self._directory.glob("*.onnx"):
+                    if other.stem != version:
+                        other.unlink(missing_ok=True)
+        return predictor
+
+    def _checked(self, file: Path, version: str, check: Callable[[Predictor], None]) -> Predictor:
+        try:
+            predictor = Predictor(file, version, self._providers)
+            check(predictor)
+        except ModelError as error:
+            raise ModelError(f"version {version} of {self._model} does not work: {error}") from error
         return predictor
 
     def _load_copy_instead(self, error: Exception) -> Predictor:

@@ -1,57 +1,152 @@
-"""The service as an ASGI application."""
+"""The application as a BentoML service."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Security
-from fastapi.security import HTTPBearer
+import bentoml
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
+from serving.model.predictor import Predictor
+from serving.online import schemas
 from serving.online.batcher import Batcher
 from serving.online.champion import Champion
-from serving.online.errors import add_handlers
+from serving.online.errors import Refusal, answer_error
 from serving.online.gate import Gate
-from serving.online.routes import about, classify
-from serving.online.schemas import error_answers
+from serving.online.routes import about
+from serving.online.routes.classify import classify_one, classify_several
+from serving.online.routes.document import openapi
 from serving.settings import Settings
 
 # BentoML answers these by itself.
-HEALTH = ("/livez", "/readyz", "/healthz")
+BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/schema.json")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The routes; `app.state.champion` and `app.state.batcher` answer while its lifespan lasts."""
+def create_service(settings: Settings, predictor: Predictor | None = None) -> Any:
+    """The service, whose `apis` and ASGI application BentoML makes; `predictor`: the model, where it is loaded already.
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.champion = Champion(settings)
-        app.state.batcher = Batcher(settings)
-        yield
-        await app.state.champion.close()
-        await app.state.batcher.close()
-
-    app = FastAPI(
-        title="Image classifier",
-        version="1",
-        openapi_url="/docs.json",
-        docs_url=None,
-        redoc_url=None,
-        responses=error_answers(401, 503),
-        # For the OpenAPI document; the gate asks for the token, on every route.
-        dependencies=[Security(HTTPBearer(auto_error=False))] if settings.tokens else [],
-        lifespan=lifespan,
+    Everything but its API methods is answered by an application of our own that it mounts.
+    """
+    # BentoML answers POST to its API methods; here they stand for what is not allowed.
+    posts = [Route(path, _not_here, methods=["POST"]) for path in ("/classify", "/classify_batch")]
+    pages = Starlette(
+        routes=[*about.ROUTES, *posts, Route("/docs.json", lambda request: JSONResponse(document))],
+        exception_handlers=dict.fromkeys((Refusal, HTTPException), answer_error),
     )
-    add_handlers(app)
-    classify.add_routes(app, settings)
-    about.add_routes(app)
-    return app
+    pages.router.redirect_slashes = False  # its redirects name a host
+
+    # Handed over as a function, the app gets every path that is not BentoML's own, and so answers what is not there.
+    @bentoml.asgi_app(pages.__call__)
+    @bentoml.service(
+        name="classifier",
+        metrics={"enabled": False},  # it keeps a series for every path that is asked for; online/metrics.py has ours
+        logging={"access": {"enabled": False}},  # costs each request time; the gate counts and names every request
+        tracing=_tracing(),
+        traffic={"timeout": settings.longest_seconds + 5},  # after the gate's, which answers in our form
+    )
+    class Classifier:
+        """Answers with the registry's champion."""
+
+        def __init__(self) -> None:
+            self._running = AsyncExitStack()
+
+        @bentoml.on_startup
+        async def start(self) -> None:
+            pages.state.batcher = batcher = Batcher(settings)
+            pages.state.champion = champion = Champion(settings, predictor, lambda: batcher.last_answered)
+            self._running.push_async_callback(batcher.close)
+            self._running.push_async_callback(champion.close)
+
+        @bentoml.on_shutdown
+        async def stop(self) -> None:
+            await self._running.aclose()
+
+        async def __is_ready__(self) -> bool:
+            return pages.state.champion.predictor is not None  # raises a refusal until there is one
+
+        @bentoml.api(input_spec=schemas.OnePicture, output_spec=schemas.Classification)
+        @_answers_errors
+        async def classify(self, image: Path | Request, top_k: int | None = None) -> schemas.Classification:
+            """Classifies one picture.
+
+            curl -F image=@cat.png http://localhost:3000/classify
+            curl --data-binary @cat.png -H 'Content-Type: image/png' http://localhost:3000/classify?top_k=3
+            """
+            return await classify_one(pages.state.champion.predictor, pages.state.batcher, image, top_k)
+
+        @bentoml.api(input_spec=schemas.SeveralPictures, output_spec=schemas.Classifications)
+        @_answers_errors
+        async def classify_batch(
+            self, images: list[Path] | Request, top_k: int | None = None
+        ) -> schemas.Classifications:
+            """Classifies several pictures; a broken one has an error in its place, and the others are answered.
+
+            curl -F images=@cat.png -F images=@dog.png http://localhost:3000/classify_batch
+            """
+            state, most = pages.state, settings.max_pictures
+            return await classify_several(state.champion.predictor, state.batcher, images, top_k, most)
+
+    service: Any = Classifier  # bentoml.service's annotations hide what it returns
+    descriptions = {api.route: api.doc for api in service.apis.values()}
+    descriptions |= {route.path: route.endpoint.__doc__ for route in about.ROUTES if isinstance(route, Route)}
+    document = openapi(settings, descriptions)
+    paths = [*descriptions, *BENTOML_PATHS, "/docs.json"]
+    for middleware, arguments in _middlewares(settings, paths):
+        service.add_asgi_middleware(middleware, **arguments)
+    return service
 
 
-def middlewares(app: FastAPI, settings: Settings) -> list[tuple[type[Any], dict[str, Any]]]:
-    """What stands before the app and before BentoML's own routes too, each with its arguments; the outermost last."""
-    paths = [route.path for route in app.routes if hasattr(route, "path")]
-    gate = (Gate, {"settings": settings, "routes": [*paths, *HEALTH]})
+def create_application(settings: Settings, predictor: Predictor | None = None) -> Starlette:
+    """The service's ASGI application, as BentoML makes it but for its own time limit.
+
+    That one keeps a timer for each request until the longest possible upload would be over; the gate has limits of its
+    own.
+    """
+    application: Starlette = create_service(settings, predictor).to_asgi()
+    middlewares: list[Any] = application.user_middleware
+    application.user_middleware = [each for each in middlewares if each.cls is not TimeoutMiddleware]
+    return application
+
+
+async def _not_here(request: Request) -> Response:
+    raise HTTPException(404)
+
+
+def _answers_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """BentoML answers errors of an API method in a form of its own: where a request asked, it gets ours instead."""
+
+    @functools.wraps(method)
+    async def answered(self: Any, **given: Any) -> Any:
+        try:
+            return await method(self, **given)
+        except Exception as error:
+            for value in given.values():
+                if isinstance(value, Request):
+                    return await answer_error(value, error)
+            raise
+
+    return answered
+
+
+def _tracing() -> dict[str, Any]:
+    """Spans of every request where OpenTelemetry's own variables say where to, else none, which costs nothing."""
+    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+        return {"excluded_urls": ".*"}
+    return {"exporter_type": "otlp", "sample_rate": 1.0, "otlp": {"protocol": "http"}}
+
+
+def _middlewares(settings: Settings, paths: list[str]) -> list[tuple[type[Any], dict[str, Any]]]:
+    """What stands before BentoML's own routes too, each with its arguments; the outermost first."""
+    gate = (Gate, {"settings": settings, "routes": paths})
     if not settings.cors_origins:
         return [gate]
     cors = {

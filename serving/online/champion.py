@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-from serving.model.errors import ModelError
+from serving.model.errors import ModelError, PictureError
 from serving.model.predictor import Predictor
 from serving.model.store import ModelStore
 from serving.online import metrics
@@ -14,13 +15,24 @@ log = logging.getLogger("bentoml.serving")  # BentoML prints what its own logger
 
 
 class Champion:
-    """The predictor in use, and the task that follows the registry's alias."""
+    """The predictor in use, and the task that follows the registry's alias.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        predictor: the first one, where it is loaded already.
+        last_answered: a picture that was answered, if any: a new version must have an answer to it as well.
+    """
+
+    def __init__(
+        self, settings: Settings, predictor: Predictor | None, last_answered: Callable[[], bytes | None]
+    ) -> None:
         self._store = ModelStore(settings.model, settings.state_dir, settings.providers)
         self._poll_seconds = settings.poll_seconds
+        self._max_pixels = settings.max_pixels
+        self._last_answered = last_answered
         self._predictor: Predictor | None = None
         self._broken: str | None = None
+        if predictor:
+            self._use(predictor)
         self._task = asyncio.create_task(self._follow())
 
     @property
@@ -40,7 +52,7 @@ class Champion:
     async def _follow(self) -> None:
         """Loads the model, then follows the alias; whatever goes wrong is tried again at the next turn."""
         last_problem = None
-        while True:
+        while self._predictor is None or self._store.may_change:
             problem, new = None, None
             try:
                 new = await asyncio.to_thread(self._newer)
@@ -53,22 +65,27 @@ class Champion:
             last_problem = problem
             if new is not None:
                 self._use(new)
-            if self._predictor and not self._store.may_change:
-                return
             await asyncio.sleep(self._poll_seconds)
 
     def _newer(self) -> Predictor | None:
         """The version that the alias names, if it is neither the one in use nor known to be broken."""
         if self._predictor is None:
-            return self._store.load_copy()  # `python -m serving` has just fetched it
+            return self._store.load_copy()
         version = self._store.find_version()
         if version in (self._predictor.version, self._broken):
             return None
         try:
-            return self._store.load_version(version)
+            return self._store.load_version(version, self._answers_too)
         except ModelError:
             self._broken = version
             raise
+
+    def _answers_too(self, predictor: Predictor) -> None:
+        """Raises ModelError where a picture that was answered is too much for a new version."""
+        if content := self._last_answered():
+            (answer,) = predictor.classify([content], self._max_pixels, all_cores=False, large=True)
+            if isinstance(answer, Exception) and not isinstance(answer, PictureError):
+                raise ModelError(f"it has no answer to a picture that was answered ({answer!r:.200})") from answer
 
     def _use(self, predictor: Predictor) -> None:
         metrics.MODEL.clear()

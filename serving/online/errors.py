@@ -1,16 +1,17 @@
 """Why a request is refused, and the one form of every error's answer."""
 
+import logging
 from http import HTTPStatus
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from serving.model.errors import PictureError
 from serving.online import metrics
 from serving.online.schemas import Error
+
+log = logging.getLogger("bentoml.serving")  # BentoML prints what its own loggers say
 
 
 class Refusal(Exception):
@@ -24,25 +25,15 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
-def internal() -> Refusal:
-    """A generic 500; details go to the log."""
-    return Refusal(500, "internal", "The service failed at this request; its log says why under the request's id.")
-
-
-def error_answer(refusal: Refusal, request_id: str) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The answer to whatever went wrong; what is nobody's fault but ours is logged with its traceback."""
+    request_id = request.state.request_id
+    refusal = _refusal(request, error)
+    if refusal.code == "internal":
+        log.error("request %s failed", request_id, exc_info=error)
     metrics.REFUSALS.labels(refusal.code).inc()
-    error = Error(code=refusal.code, message=refusal.message, request_id=request_id)
-    return JSONResponse(error.model_dump(), refusal.status, refusal.headers)
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Gives every error that leaves a route its answer."""
-
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        return error_answer(_refusal(request, error), request.state.request_id)
-
-    for kind in (Refusal, PictureError, RequestValidationError, ClientDisconnect, HTTPException, Exception):
-        app.add_exception_handler(kind, answer)
+    answer = Error(code=refusal.code, message=refusal.message, request_id=request_id)
+    return Response(answer.model_dump_json(), refusal.status, refusal.headers, "application/json")
 
 
 def _refusal(request: Request, error: Exception) -> Refusal:
@@ -51,13 +42,10 @@ def _refusal(request: Request, error: Exception) -> Refusal:
             return error
         case PictureError(code=code, message=message):
             return Refusal(413 if code == "too_many_pixels" else 400, code, message)
-        case RequestValidationError():
-            reasons = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-            return Refusal(422, "invalid", f"{reasons}.")
         case ClientDisconnect():  # nobody reads the answer, but it is counted
             return Refusal(400, "disconnected", "The client disconnected before the request was complete.")
         case HTTPException(status_code=status, detail=detail):
             code = HTTPStatus(status).phrase.lower().replace(" ", "_")
             message = f"{request.method} {request.url.path}: {detail.rstrip('.')}."
             return Refusal(status, code, message, dict(error.headers or {}))
-    return internal()  # Starlette raises the error again afterwards, and the gate logs it
+    return Refusal(500, "internal", "The service failed at this request; its log says why under the request's id.")

@@ -2,20 +2,18 @@
 
 import asyncio
 import hmac
-import logging
 import re
 import time
 import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.online import metrics
-from serving.online.errors import Refusal, error_answer, internal
+from serving.online.errors import Refusal, answer_error
 from serving.settings import Settings
-
-log = logging.getLogger("bentoml.serving")
 
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -38,21 +36,33 @@ class Gate:
         self._public = {"/", PAGE, *settings.public_paths}
         self._settings = settings
         self._routes = frozenset(routes)
+        self._held = 0  # bytes of all bodies that are here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start, status, received = time.perf_counter(), 0, 0
+        start, status, received = time.perf_counter(), 0, False
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        path = self._without_prefix(scope["path"])
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server leaves the body out
+        state = {**scope.get("state", {}), "request_id": request_id}
+        scope = {**scope, "path": path, "method": method, "state": state}
+        body = _Body(self._settings)
 
         async def limited_receive() -> Message:
             nonlocal received
+            if received:
+                return await receive()
+            limit.reschedule(body.deadline)
             message = await receive()
-            received += len(message.get("body", b""))
-            self._check_size(received)
+            size = len(message.get("body", b""))
+            self._held += size
+            body.add(size, self._held)
+            if not message.get("more_body"):
+                received = True
+                limit.reschedule(body.now + self._settings.max_seconds)
             return message
 
         async def send_with_headers(message: Message) -> None:
@@ -65,28 +75,32 @@ class Gate:
                     answer[name] = value
             await send(message)
 
-        refusal: Refusal | None = None
+        failure: Exception | None = None
         try:
+            # The time for the answer begins when the body is there.
             async with asyncio.timeout(self._settings.max_seconds) as limit:
-                self._check_token(scope["path"], headers.get("authorization", "").encode("latin-1"))
-                length = headers.get("content-length", "")
-                self._check_size(int(length) if length.isdecimal() else 0)
+                self._check_token(path, headers.get("authorization", "").encode("latin-1"))
+                body.check(headers, self._held)
                 await self._app(scope, limited_receive, send_with_headers)
-        except Refusal as error:
-            refusal = error
         except Exception as error:
+            failure = error
             if isinstance(error, TimeoutError) and limit.expired():
                 message = f"There was no answer within {self._settings.max_seconds:g} seconds; ask again later."
-                refusal = Refusal(503, "timeout", message, {"retry-after": "1"})
-            else:
-                log.exception("request %s failed", request_id)
-                refusal = internal()
-        if refusal and not status:
-            await error_answer(refusal, request_id)(scope, receive, send_with_headers)
-        path = scope["path"].rstrip("/") or "/"
+                failure = Refusal(503, "timeout", message, {"retry-after": "1"}) if received else body.too_slow()
+        finally:
+            self._held -= body.size
+        if failure and not status:
+            answer = await answer_error(Request(scope), failure)
+            await answer(scope, receive, send_with_headers)
+        path = path.rstrip("/") or "/"
         route = path if path in self._routes else "other"
         metrics.REQUESTS.labels(route, status).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
+
+    def _without_prefix(self, path: str) -> str:
+        """The path as it is here, whether or not the proxy in front has taken SERVING_ROOT_PATH off."""
+        prefix = self._settings.root_path.rstrip("/")
+        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
     def _check_token(self, path: str, authorization: bytes) -> None:
         if not self._tokens or path in self._public or path.startswith(f"{PAGE}/"):
@@ -98,7 +112,56 @@ class Gate:
             message = "A token is required: Authorization: Bearer TOKEN." if not token else "The token is wrong."
             raise Refusal(401, "unauthorized", message, {"www-authenticate": "Bearer"})
 
+
+class _Body:
+    """A request's body as it arrives: how large it may be, how slow, and whether there is room for it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._began = self.now
+        self.size = 0
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    @property
+    def deadline(self) -> float:
+        """When the next bytes must be there."""
+        seconds = self._settings.receive_seconds
+        return min(self.now, self._began + self.size / self._settings.receive_rate) + seconds
+
+    def check(self, headers: Headers, held: int) -> None:
+        """Refuses by what the headers say, before anything is read, with `held` bytes of all bodies here."""
+        if headers.get("content-type", "").startswith("application/vnd.bentoml+pickle"):
+            # BentoML itself would refuse it, in another form.
+            raise Refusal(415, "unsupported_type", "Pickles are not taken; send an image file.")
+        length = headers.get("content-length", "")
+        declared = int(length) if length.isdecimal() else 0
+        self._check_size(declared)
+        if declared:
+            self._check_room(held + declared)
+
+    def add(self, size: int, held: int) -> None:
+        """Counts what has arrived; raises Refusal where it is too much."""
+        self.size += size
+        self._check_size(self.size)
+        self._check_room(held)
+
+    def too_slow(self) -> Refusal:
+        settings = self._settings
+        message = (
+            f"Only {self.size} bytes of the request had arrived after {self.now - self._began:.0f} seconds; at least "
+            f"{settings.receive_rate} a second are expected, and none may be {settings.receive_seconds:g} seconds late."
+        )
+        return Refusal(408, "too_slow", message)
+
     def _check_size(self, size: int) -> None:
         if size > (limit := self._settings.max_body_bytes):
             message = f"The request has {size} bytes or more; at most {limit} are accepted."
             raise Refusal(413, "too_large", message)
+
+    def _check_room(self, held: int) -> None:
+        if held > (limit := self._settings.max_held_bytes):
+            message = f"Requests of {limit} bytes together are being worked on; with this one there would be more."
+            raise Refusal(429, "busy", f"{message} Try later.", {"retry-after": "1"})

@@ -1,10 +1,13 @@
 """The JSON of requests and answers."""
 
 from datetime import datetime
-from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import bentoml
+from bentoml.validators import ContentType
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from serving.model.predictor import Predictor
 
@@ -21,7 +24,33 @@ class PictureJson(BaseModel):
     """A picture in a JSON request."""
 
     model_config = _example(image="iVBORw0KGgo...")
-    image: str = Field(description="An image file in base64.")
+    image: str = Field(description="An image file in base64, also as a data URL.")
+    top_k: int | None = Field(None, ge=1)
+
+
+class _Unread(bentoml.IODescriptor):
+    """What BentoML's clients are told to send. A request comes as it is: reading and refusing it is uploads.py's."""
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: object) -> "_Unread":
+        return cls.model_construct(**{next(iter(cls.model_fields)): request})
+
+
+ImageFile = Annotated[Path, ContentType("image/*")]
+
+
+class OnePicture(_Unread):
+    """A picture, and how many of the likeliest classes to answer; None: all."""
+
+    image: ImageFile
+    top_k: int | None = None
+
+
+class SeveralPictures(_Unread):
+    """Pictures, and how many of the likeliest classes to answer for each; None: all."""
+
+    images: list[ImageFile]
+    top_k: int | None = None
 
 
 class ModelName(BaseModel):
@@ -102,8 +131,3 @@ class Error(PictureProblem):
 
     model_config = _example(**PROBLEM, request_id="6f1c")
     request_id: str
-
-
-def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The refusals of a route, for the OpenAPI document."""
-    return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}

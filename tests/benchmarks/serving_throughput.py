@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import bentoml
 import httpx
 import mlflow
 import numpy as np
@@ -196,6 +197,12 @@ def main(seconds: float) -> None:
                 [str(RIVALS / "lit_server.py"), "{port}"],
                 *("/predict", "/health", {"json": {"image": base64.b64encode(picture).decode()}}),
                 [*RUNTIME, "litserve==0.2.19", "pillow"],
+            ),
+            Server(
+                "BentoML batching",
+                ["-m", "bentoml", "serve", "bentoml_batching:Classifier", f"--working-dir={RIVALS}", "--port={port}"],
+                *("/classify", "/readyz", upload),
+                [*RUNTIME, f"bentoml=={bentoml.__version__}", "uvicorn[standard]", "pillow"],
             ),
             Server(
                 "mlflow models serve",

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from flows.running_service import running
-from serving.online.app import create_app, middlewares
+from serving.online.app import create_application
 from serving.settings import load_settings
 from tests.helpers.waiting import free_port, wait_until
 
@@ -39,11 +39,9 @@ def served(log: Path, **settings: str) -> Iterator[Served]:
 
 @contextmanager
 def in_process(**settings: Any) -> Iterator[httpx.Client]:
-    """A client of the application as BentoML wraps it, once it has its model."""
+    """A client of the application, once it has its model."""
     values = load_settings(**settings)
-    app: Any = create_app(values)
-    for middleware, arguments in middlewares(app, values):
-        app = middleware(app, **arguments)
+    app = create_application(values)
     with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
         token = {"authorization": f"Bearer {values.tokens[0].get_secret_value()}"} if values.tokens else {}
         wait_until(lambda: client.get("/model", headers=token).is_success)

@@ -1,6 +1,8 @@
 """The one way from an image file's bytes to pixels, for training, online and offline alike."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import numpy as np
 import pi_heif
 from PIL import Image, ImageCms, PngImagePlugin
 
-from serving.model.errors import PictureError
+from serving.model.errors import PictureError, is_out_of_memory
 
 
 class Format(NamedTuple):
@@ -81,10 +83,11 @@ class Decoding:
 AS_SHOWN = Decoding()
 
 
-def decode(content: bytes, decoding: Decoding = AS_SHOWN, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decodes the first frame of an image file, upright as its EXIF orientation says: uint8 (H, W, 3), RGB.
+@contextmanager
+def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image file of which no more than the header has been read, to be decoded inside the block.
 
-    Raises:
+    Raises, also for what goes wrong in the block:
         PictureError: `not_a_picture`, `broken_picture`, or `too_many_pixels` where there are more than `max_pixels`.
         MemoryError: it is too large for the memory that is left.
     """
@@ -96,21 +99,34 @@ def decode(content: bytes, decoding: Decoding = AS_SHOWN, max_pixels: int = MAX_
             if width * height > max_pixels:
                 message = f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted."
                 raise PictureError("too_many_pixels", message)
-            if (fraction := decoding.fraction(image.size)) > 1:
-                image.draft(None, (width // fraction, height // fraction))
-            pixels = _as_shown(image) if decoding.as_shown else _eight_bits(image)
-            if (fraction := decoding.fraction(pixels.size)) > 1:
-                pixels = pixels.reduce(fraction)
-            pixels = _in_srgb(pixels, image) if decoding.as_shown else pixels.convert("RGB")
-            turn = TURNS.get(_orientation(image))  # after decoding, in which some formats turn by themselves
-            return np.asarray(pixels if turn is None else pixels.transpose(turn))
-    except (PictureError, MemoryError):
+            yield image
+    except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
         message = f"The {len(content)} bytes are not a picture; supported: {TITLES}."
         raise PictureError("not_a_picture", message) from error
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
+        if is_out_of_memory(error):
+            raise MemoryError(*error.args) from error
         raise PictureError("broken_picture", f"The picture is broken: {error}.") from error
+
+
+def decode(content: bytes, decoding: Decoding = AS_SHOWN, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an image file; raises as `opened` does."""
+    with opened(content, max_pixels) as image:
+        return pixels_of(image, decoding)
+
+
+def pixels_of(image: Image.Image, decoding: Decoding) -> np.ndarray:
+    """Decodes the first frame of an opened file, upright as its EXIF orientation says: uint8 (H, W, 3), RGB."""
+    if (fraction := decoding.fraction(image.size)) > 1:
+        image.draft(None, (image.width // fraction, image.height // fraction))
+    pixels = _as_shown(image) if decoding.as_shown else _eight_bits(image)
+    if (fraction := decoding.fraction(pixels.size)) > 1:
+        pixels = pixels.reduce(fraction)
+    pixels = _in_srgb(pixels, image) if decoding.as_shown else pixels.convert("RGB")
+    turn = TURNS.get(_orientation(image))  # after decoding, in which some formats turn by themselves
+    return np.asarray(pixels if turn is None else pixels.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:

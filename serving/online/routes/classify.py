@@ -1,66 +1,54 @@
 """POST /classify and /classify_batch: which class a picture shows."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from starlette.requests import Request
 
 from serving.model.errors import PictureError
 from serving.model.predictor import Predictor
 from serving.online import metrics, schemas
-from serving.online.routes.uploads import FORM, IMAGE_TYPES, JSON, read_picture, read_pictures
-from serving.settings import Settings
-
-TopK = Annotated[int | None, Query(ge=1, description="How many of the likeliest classes to answer; all by default.")]
-BINARY = {"type": "string", "format": "binary"}
+from serving.online.batcher import Batcher
+from serving.online.routes.uploads import Upload, read_picture, read_pictures
 
 
-def add_routes(app: FastAPI, settings: Settings) -> None:
-    refusals = schemas.error_answers(400, 413, 415, 422, 429)
-    one = {
-        **_form("image", BINARY),
-        **{kind: {"schema": BINARY} for kind in IMAGE_TYPES},
-        JSON: {"schema": schemas.PictureJson.model_json_schema()},
-    }
-
-    @app.post("/classify", responses=refusals, openapi_extra=_body(one))
-    async def classify(request: Request, top_k: TopK = None) -> schemas.Classification:
-        """Classifies one picture.
-
-        curl -F image=@cat.png http://localhost:3000/classify
-        curl --data-binary @cat.png -H 'Content-Type: image/png' http://localhost:3000/classify?top_k=3
-        """
-        predictor, batcher = request.app.state.champion.predictor, request.app.state.batcher
-        batcher.check_room()
-        (answer,) = await batcher.predict(predictor, [await read_picture(request)])
-        if isinstance(answer, PictureError):
-            raise answer
-        answered = {"model": schemas.ModelName.of(predictor), "request_id": request.state.request_id}
-        return schemas.Classification(**dict(_prediction(predictor, answer, top_k)), **answered)
-
-    several = _form("images", {"type": "array", "items": BINARY, "maxItems": settings.max_pictures})
-
-    @app.post("/classify_batch", responses=refusals, openapi_extra=_body(several))
-    async def classify_batch(request: Request, top_k: TopK = None) -> schemas.Classifications:
-        """Classifies several pictures; a broken one has an error in its place, and the others are answered.
-
-        curl -F images=@cat.png -F images=@dog.png http://localhost:3000/classify_batch
-        """
-        predictor, batcher = request.app.state.champion.predictor, request.app.state.batcher
-        batcher.check_room()
-        answers = await batcher.predict(predictor, await read_pictures(request, settings.max_pictures))
-        answered = {"model": schemas.ModelName.of(predictor), "request_id": request.state.request_id}
-        return schemas.Classifications(results=[_result(predictor, each, top_k) for each in answers], **answered)
+async def classify_one(
+    predictor: Predictor, batcher: Batcher, image: Request | Path, top_k: int | None
+) -> schemas.Classification:
+    """The answer to a request, or to a file. Raises Refusal and PictureError."""
+    upload, request_id = await _received(batcher, image, read_picture, top_k)
+    (answer,) = await batcher.predict(predictor, upload.pictures)
+    if isinstance(answer, PictureError):
+        raise answer
+    prediction = _prediction(predictor, answer, upload.top_k)
+    return schemas.Classification(**dict(prediction), model=schemas.ModelName.of(predictor), request_id=request_id)
 
 
-def _body(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a route reads by itself, for the OpenAPI document."""
-    return {"requestBody": {"required": True, "content": content}}
+async def classify_several(
+    predictor: Predictor, batcher: Batcher, images: Request | Sequence[Path], top_k: int | None, max_pictures: int
+) -> schemas.Classifications:
+    """The answers to a request, or to files; a broken picture has an error in its place. Raises Refusal."""
+    upload, request_id = await _received(batcher, images, lambda request: read_pictures(request, max_pictures), top_k)
+    answers = await batcher.predict(predictor, upload.pictures)
+    results = [_result(predictor, each, upload.top_k) for each in answers]
+    return schemas.Classifications(results=results, model=schemas.ModelName.of(predictor), request_id=request_id)
 
 
-def _form(field: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {FORM: {"schema": {"type": "object", "required": [field], "properties": {field: schema}}}}
+async def _received(
+    batcher: Batcher,
+    given: Request | Path | Sequence[Path],
+    read: Callable[[Request], Awaitable[Upload]],
+    top_k: int | None,
+) -> tuple[Upload, str]:
+    """What a request or a caller in this process has given, and the request's id."""
+    batcher.check_room()
+    if isinstance(given, Request):
+        return await read(given), given.state.request_id
+    paths = [given] if isinstance(given, Path) else given
+    return Upload([await asyncio.to_thread(path.read_bytes) for path in paths], top_k), uuid.uuid4().hex
 
 
 def _prediction(predictor: Predictor, probabilities: np.ndarray, top_k: int | None) -> schemas.Prediction:

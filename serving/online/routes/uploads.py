@@ -3,10 +3,14 @@
 import asyncio
 import base64
 import binascii
+import re
+from typing import Annotated, NamedTuple
 
-from fastapi import Request
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
 
 from serving.model.pictures.decoding import FORMATS
 from serving.online.errors import Refusal
@@ -17,37 +21,52 @@ IMAGE_TYPES = tuple(format.media_types[0] for format in FORMATS)
 ACCEPTED_TYPES = {name for format in FORMATS for name in format.media_types}
 
 FORM, JSON = "multipart/form-data", "application/json"
+TOP_K = TypeAdapter(Annotated[int, Field(ge=1)] | None)
+# Of a data URL, and in the alphabet that is safe in URLs.
+DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+URL_SAFE = str.maketrans("-_", "+/", " \t\r\n")
 
 
-async def read_picture(request: Request) -> bytes:
+class Upload(NamedTuple):
+    """What a request has brought: image files, and how many of the likeliest classes are wanted; None: all."""
+
+    pictures: list[bytes]
+    top_k: int | None
+
+
+async def read_picture(request: Request) -> Upload:
     """The image file of a request: the form field `image`, the body itself, or base64 in JSON. Raises Refusal."""
     kind = _content_type(request)
     if kind in ACCEPTED_TYPES:
-        return await request.body()
+        return Upload([await request.body()], _top_k(request))
     if kind == JSON:
-        return await asyncio.to_thread(_from_json, await request.body())
+        return await asyncio.to_thread(_from_json, request, await request.body())
     if kind == FORM:
-        pictures = await _from_form(request, "image")
-        if len(pictures) > 1:
-            raise Refusal(422, "invalid", f"There are {len(pictures)} pictures; POST /classify_batch takes several.")
-        return pictures[0]
+        upload = await _from_form(request, "image")
+        if len(upload.pictures) > 1:
+            count = len(upload.pictures)
+            raise Refusal(422, "invalid", f"There are {count} pictures; POST /classify_batch takes several.")
+        return upload
     raise _unsupported(kind, f"{FORM}, {JSON}, {', '.join(IMAGE_TYPES)}")
 
 
-async def read_pictures(request: Request, max_pictures: int) -> list[bytes]:
+async def read_pictures(request: Request, max_pictures: int) -> Upload:
     """The image files of the form fields `images`, in order. Raises Refusal."""
     kind = _content_type(request)
     if kind != FORM:
         raise _unsupported(kind, FORM)
-    pictures = await _from_form(request, "images")
-    if len(pictures) > max_pictures:
-        raise Refusal(
-            413, "too_many_pictures", f"The request has {len(pictures)} pictures; at most {max_pictures} are accepted."
-        )
-    return pictures
+    upload = await _from_form(request, "images")
+    if (count := len(upload.pictures)) > max_pictures:
+        message = f"The request has {count} pictures; at most {max_pictures} are accepted."
+        raise Refusal(413, "too_many_pictures", message)
+    return upload
 
 
 def _content_type(request: Request) -> str:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        message = f"The content encoding {encoding} is not supported; send the picture as it is, without it."
+        raise Refusal(415, "unsupported_encoding", message)
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -55,20 +74,47 @@ def _unsupported(kind: str, accepted: str) -> Refusal:
     return Refusal(415, "unsupported_type", f"The content type {kind or '(none)'} is not supported; send {accepted}.")
 
 
-async def _from_form(request: Request, field: str) -> list[bytes]:
-    # The size of the body limits the number of files; more than are taken get an answer that says so.
-    async with request.form(max_files=float("inf")) as form:
-        files = form.getlist(field)
-        if not files or not all(isinstance(file, UploadFile) for file in files):
-            fields = ", ".join(dict.fromkeys(form)) or "none"
-            message = f"Send the picture as a file in the form field {field}; the form's fields are: {fields}."
-            raise Refusal(422, "invalid", message)
-        return [await file.read() for file in files if isinstance(file, UploadFile)]
-
-
-def _from_json(body: bytes) -> bytes:
+def _top_k(request: Request, given: object = None) -> int | None:
+    """Of the query, or else what the form or the JSON has given."""
+    value = request.query_params.get("top_k", given)
     try:
-        return base64.b64decode(PictureJson.model_validate_json(body).image, validate=True)
+        return TOP_K.validate_python(None if value in ("", "null") else value)
+    except ValidationError as error:
+        raise Refusal(422, "invalid", f"top_k={value}: {error.errors()[0]['msg']}.") from error
+
+
+class _Parts(MultiPartParser):
+    """Takes every part for a file, also one without a file name, and keeps it in memory: the gate bounds that."""
+
+    spool_max_size = 0  # without a limit
+
+    def on_headers_finished(self) -> None:
+        disposition = self._current_part.content_disposition or b""
+        if b"filename" not in parse_options_header(disposition)[1]:
+            self._current_part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
+
+
+async def _from_form(request: Request, field: str) -> Upload:
+    try:
+        # The size of the body limits the number of files; more than are taken get an answer that says so.
+        form = await _Parts(request.headers, request.stream(), max_files=float("inf")).parse()
+    except MultiPartException as error:
+        raise Refusal(400, "bad_request", f"The form is broken: {error.message}") from error
+    parts = [(name, part.file.read()) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+    pictures = [content for name, content in parts if name == field]
+    if not pictures:
+        fields = ", ".join(dict(parts)) or "none"
+        message = f"Send the picture as a file in the form field {field}; the form's fields are: {fields}."
+        raise Refusal(422, "invalid", message)
+    return Upload(pictures, _top_k(request, dict(parts).get("top_k", b"").decode(errors="replace")))
+
+
+def _from_json(request: Request, body: bytes) -> Upload:
+    try:
+        sent = PictureJson.model_validate_json(body)
+        text = DATA_URL.sub("", sent.image, count=1).translate(URL_SAFE).rstrip("=")
+        return Upload([base64.b64decode(text + "=" * (-len(text) % 4), validate=True)], _top_k(request, sent.top_k))
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
     except (binascii.Error, ValueError) as error:

@@ -1,0 +1,25 @@
+"""How many CPUs are given: all that is sized by them asks here."""
+
+import os
+
+from loky import cpu_count
+
+from serving.model.errors import UserError
+
+
+def cpus() -> int:
+    """SERVING_THREADS, or the CPUs that affinity and the cgroup's quota leave, rounded up; at least 1.
+
+    Raises UserError where SERVING_THREADS is no such number.
+    """
+    given = os.environ.get("SERVING_THREADS", "")
+    if not given:
+        return cpu_count()
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"SERVING_THREADS={given} is no number of threads; give 1 or more, or unset it")
+    return int(given)
+
+
+def batches() -> int:
+    """How many batches are decoded and run at a time: one more than the CPUs, so that none idles when a batch ends."""
+    return cpus() + 1 if cpus() > 1 else 1
