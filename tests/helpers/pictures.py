@@ -14,6 +14,12 @@ def png(height: int = 32, width: int = 32, seed: int = 0) -> bytes:
     return encoded(Image.fromarray(pixels), "PNG")
 
 
+def photograph(height: int, width: int, form: str = "PNG", seed: int = 0, **options: object) -> bytes:
+    """Many pixels in a small file: soft noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
+    return encoded(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), form, **options)
+
+
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     """An image file's bytes; `form` and `options` are Pillow's."""
     buffer = io.BytesIO()

@@ -25,6 +25,25 @@ class Served(NamedTuple):
     log: Path
 
 
+class Memory:
+    """What a service has occupied at most since this was made, beyond what it did then, in bytes."""
+
+    def __init__(self, served: Served) -> None:
+        self._status = Path(f"/proc/{served.process.pid}")
+        (self._status / "clear_refs").write_text("5")  # the kernel's own highest mark begins anew
+        self._before = self._read("VmRSS")
+
+    def peak(self) -> int:
+        return self._read("VmHWM") - self._before
+
+    def now(self) -> int:
+        return self._read("VmRSS") - self._before
+
+    def _read(self, name: str) -> int:
+        lines = (self._status / "status").read_text().splitlines()
+        return 1000 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 Serve = Callable[..., AbstractContextManager[Served]]
 InProcess = Callable[..., AbstractContextManager[httpx.Client]]
 

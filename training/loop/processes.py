@@ -6,14 +6,16 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from serving.model.cpus import cpus
 from serving.model.errors import UserError
 
 
 def join() -> PartialState:
-    """Joins the processes of this run; one that was started alone is all there are.
+    """Joins the processes of this run, and takes the CPUs that are given; one that was started alone is all there are.
 
     Raises UserError where fewer were joined than started: each would believe that it is alone, and write.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), cpus()))
     started = os.environ.get("WORLD_SIZE", "1")
     try:
         # Accelerate joins processes on CPUs only where it is told that the CPU is meant.

@@ -37,6 +37,7 @@ FORMATS = (
 PILLOW_NAMES = tuple(format.name for format in FORMATS)
 TITLES = ", ".join(format.title for format in FORMATS)
 MAX_PIXELS = 50_000_000
+BYTES_TO_DECODE = 20  # of a pixel: the most that a decoder was seen to need, WebP's
 
 # Pillow refuses a picture for a larger text or colour profile in it; photo editors write such.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26
@@ -93,10 +94,11 @@ def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image
     """
     if not content:
         raise PictureError("not_a_picture", "The file is empty.")
+    pixels = max_pixels
     try:
         with Image.open(io.BytesIO(content), formats=PILLOW_NAMES) as image:
             width, height = image.size
-            if width * height > max_pixels:
+            if (pixels := width * height) > max_pixels:
                 message = f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted."
                 raise PictureError("too_many_pixels", message)
             yield image
@@ -106,9 +108,19 @@ def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image
         message = f"The {len(content)} bytes are not a picture; supported: {TITLES}."
         raise PictureError("not_a_picture", message) from error
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-        if is_out_of_memory(error):
+        # WebP, AVIF and JPEG 2000 take a picture for broken where memory ran out.
+        if is_out_of_memory(error) or not _is_free(pixels * BYTES_TO_DECODE):
             raise MemoryError(*error.args) from error
         raise PictureError("broken_picture", f"The picture is broken: {error}.") from error
+
+
+def _is_free(size: int) -> bool:
+    """Whether so many bytes of memory are to be had."""
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def decode(content: bytes, decoding: Decoding = AS_SHOWN, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -1,16 +1,14 @@
 """Requests that come at the same time share runs of the model, up to the limits."""
 
-import contextlib
-import json
-import time
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 
 import httpx
 import pytest
 
-from tests.helpers.pictures import png
-from tests.helpers.service import InProcess, Serve, metric
+from serving.online.batcher import _Job, _Queue, _Turn
+from tests.helpers.pictures import photograph, png
+from tests.helpers.service import InProcess, metric
 from tests.helpers.waiting import wait_until
 
 PNG = {"content-type": "image/png"}
@@ -51,40 +49,49 @@ def test_a_full_queue_refuses_and_the_admitted_are_answered(in_process: InProces
         assert ask(0).status_code == 200
 
 
-def test_a_request_that_takes_too_long_gets_503(serve: Serve) -> None:
-    with serve(SERVING_MAX_SECONDS="1") as served:
-        start = time.monotonic()
-        with contextlib.closing(unfinished_request(served.url)) as connection:
-            answer = connection.getresponse()
-            assert answer.status == 503
-            assert answer.headers["retry-after"] == "1"
-            assert json.load(answer)["code"] == "timeout"
-        assert 1 <= time.monotonic() - start < 5
-        assert httpx.post(f"{served.url}/classify", files={"image": png()}).status_code == 200
+def test_a_request_that_takes_too_long_gets_503_and_its_pictures_are_left_out(in_process: InProcess) -> None:
+    picture = photograph(2000, 2000)
+    with in_process(max_seconds=0.5) as client:
+        decoded = metric(client, "classifier_decode_seconds_count")
+        answer = client.post("/classify_batch", files=[("images", picture)] * 60)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["code"] == "timeout"
+        assert client.post("/classify", files={"image": png()}).status_code == 200
+        wait_until(lambda: metric(client, "classifier_queue_length") == 0)
+        assert metric(client, "classifier_decode_seconds_count") - decoded < 30
 
 
-def test_who_goes_away_in_the_middle_is_no_failure_of_the_service(serve: Serve) -> None:
-    with serve() as served:
-        unfinished_request(served.url).close()
-        wait_until(lambda: metric(served.url, "classifier_refusals_total", code="disconnected") == 1)
-        assert "Traceback" not in served.log.read_text()
+def test_small_requests_do_not_wait_for_a_large_one(in_process: InProcess) -> None:
+    """Sixty pictures that take a second of two cores, and beside them one at a time."""
+    picture = photograph(900, 900)  # not large enough for the threads of its own
+    with in_process(max_seconds=60) as client, ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(client.post, "/classify_batch", files=[("images", picture)] * 60)
+        while metric(client, "classifier_queue_length") < 60:
+            pass
+        answered = 0
+        while not batch.done():
+            client.post("/classify", files={"image": png()}).raise_for_status()
+            answered += not batch.done()
+        assert len(batch.result().raise_for_status().json()["results"]) == 60
+        assert answered >= 2
 
 
-def unfinished_request(url: str) -> HTTPConnection:
-    """A request whose body does not come to its end."""
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
-    connection.putrequest("POST", "/classify")
-    connection.putheader("content-type", "image/png")
-    connection.putheader("content-length", "100")
-    connection.endheaders(b"abc")
-    return connection
-
-
-def test_pictures_of_many_sizes_fit_one_run(in_process: InProcess) -> None:
-    """More pixels than one batch may hold are run in several."""
-    with in_process(max_pixels=4_000) as client:
-        runs = metric(client, "classifier_batch_size_count")
-        files = [("images", png(50, 70, seed=index)) for index in range(8)]
-        answer = client.post("/classify_batch", files=files).raise_for_status().json()
-        assert all("label" in result for result in answer["results"])
-        assert metric(client, "classifier_batch_size_count") - runs == 8
+def test_every_request_has_its_turn() -> None:
+    """A request of sixty pictures and many of one share the work by what it costs, and none starves."""
+    loop = asyncio.new_event_loop()
+    queue, batch = _Queue(), _Turn()
+    made = [_Job(bytes(1000), None, loop.create_future(), batch, _Turn()) for _ in range(60)]  # type: ignore[arg-type]
+    for job in made:
+        queue.add(job)
+    order = []
+    for _ in range(100):  # there is always another one that waits
+        single = _Job(bytes(1000), None, loop.create_future(), _Turn(), _Turn())  # type: ignore[arg-type]
+        queue.add(single)
+        job = queue.next()
+        assert job
+        queue.take(job)
+        order.append(job.turn is batch)
+    assert 10 <= sum(order) <= 60
+    assert not all(order[:3]), "the first single one waits for one of the sixty at most"
+    loop.close()

@@ -1,6 +1,6 @@
 """What the service answers, asked as a user asks it."""
 
-import base64
+import gzip
 import json
 import subprocess
 from datetime import UTC, datetime
@@ -27,14 +27,6 @@ def test_curl_gets_one_object_that_names_its_model(service: str, trained: Traine
     assert set(answer) == {"label", "confidence", "probabilities", "model", "request_id"}
     model = {"name": "efficientnet_lite0", "version": trained.version, "run_id": trained.run_id, "data": "digits"}
     assert answer["model"] == model
-
-
-def test_a_picture_can_be_sent_in_each_way(client: httpx.Client) -> None:
-    picture = png(50, 40)
-    as_form = client.post("/classify", files={"image": picture}).raise_for_status().json()
-    as_body = client.post("/classify", content=picture, **PNG).raise_for_status().json()
-    as_json = client.post("/classify", json={"image": base64.b64encode(picture).decode()}).raise_for_status().json()
-    assert as_form["probabilities"] == as_body["probabilities"] == as_json["probabilities"]
 
 
 def test_the_likeliest_classes_come_first(client: httpx.Client) -> None:
@@ -72,6 +64,9 @@ def test_the_model_describes_itself(client: httpx.Client, trained: Trained) -> N
 
 
 PNG = {"headers": {"content-type": "image/png"}}
+FORM = "multipart/form-data"
+PICKLE = "application/vnd.bentoml+pickle"
+GZIP = {"content-type": "image/png", "content-encoding": "gzip"}
 HUGE = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 100 million pixels in a few kilobytes
 
 
@@ -82,7 +77,12 @@ HUGE = encoded(Image.new("1", (10_000, 10_000)), "PNG")  # 100 million pixels in
         ("POST", "/classify", {"files": {"image": b""}}, 400, "The file is empty"),
         ("POST", "/classify", {"content": png()[:100], **PNG}, 400, "broken"),
         ("POST", "/classify", {"files": {"picture": b"hello"}}, 422, "field image; the form's fields are: picture"),
-        ("POST", "/classify", {"files": {"image": b""}, "data": {"image": "hello"}}, 422, "image"),
+        ("POST", "/classify", {"files": {"image": b""}, "data": {"image": "hello"}}, 422, "/classify_batch"),
+        ("POST", "/classify", {"files": {"image": png()}, "data": {"top_k": "many"}}, 422, "top_k=many"),
+        ("POST", "/classify", {"json": {"image": "", "top_k": 0}}, 422, "greater than or equal to 1"),
+        ("POST", "/classify", {"content": b"--x", "headers": {"content-type": FORM}}, 400, "form is broken"),
+        ("POST", "/classify", {"content": b"x", "headers": {"content-type": PICKLE}}, 415, "Pickles"),
+        ("POST", "/classify", {"content": gzip.compress(png()), "headers": GZIP}, 415, "content encoding gzip"),
         ("POST", "/classify", {"files": [("image", png()), ("image", png())]}, 422, "/classify_batch"),
         ("POST", "/classify", {"json": {"picture": "hello"}}, 422, "base64"),
         ("POST", "/classify", {"json": {"image": "?!"}}, 422, "base64"),
@@ -124,7 +124,7 @@ def test_bad_input_is_refused_with_a_reason(
     assert metric(client, "classifier_refusals_total", code=answer["code"]) > 0
 
 
-def test_prometheus_learns_what_was_answered(client: httpx.Client, trained: Trained) -> None:
+def test_prometheus_learns_what_was_answered(client: httpx.Client) -> None:
     label = client.post("/classify", files={"image": png()}).json()["label"]
 
     def counts() -> list[float]:
@@ -140,7 +140,14 @@ def test_prometheus_learns_what_was_answered(client: httpx.Client, trained: Trai
     client.post("/classify", files={"image": png()}).raise_for_status()
     assert counts() == [count + 1 for count in before]
     assert metric(client, "classifier_queue_length") == 0
-    assert metric(client, "classifier_model_info", version=trained.version, run_id=trained.run_id) == 1
+
+
+def test_prometheus_learns_which_model_answers_and_what_it_takes(service: str, trained: Trained) -> None:
+    assert metric(service, "classifier_model_info", version=trained.version, run_id=trained.run_id) == 1
+    httpx.post(f"{service}/classify", files={"image": png()}).raise_for_status()
+    for stage in ("queue", "decode", "model"):
+        assert metric(service, f"classifier_{stage}_seconds_count") > 0
+    assert 50e6 < metric(service, "process_resident_memory_bytes") < 2e9
 
 
 def test_paths_that_nobody_serves_are_counted_together(client: httpx.Client) -> None:
