@@ -48,6 +48,11 @@ test-quick: .venv/installed  ## Run the tests that take seconds
 serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000
 	@$(BIN)/python -m serving
 
+.PHONY: bento
+bento: .venv/installed  ## Build a Bento that holds a model; MODEL=models:/NAME@champion or an ONNX file
+	@$(BIN)/python -m serving.model.registry copy=model.onnx model=$(MODEL)
+	@$(BIN)/bentoml build
+
 .PHONY: mlflow
 mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
 	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(MLFLOW_PORT) setting=MLFLOW_PORT

@@ -1,12 +1,17 @@
-"""MLflow's registry: its address, our names in it, which version a name stands for, and that version's file."""
+"""MLflow's registry: its address, our names in it, which version a name stands for, and that version's file.
+
+python -m serving.model.registry copy=model.onnx model=models:/NAME@ALIAS, /VERSION or a path: copies the ONNX file.
+"""
 
 import os
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from serving.model.contract import MODEL_FILE
-from serving.model.errors import ModelError, RegistryError, UserError
+from serving.model.errors import ModelError, RegistryError, UserError, exit_in_words
 
 DEFAULT_NAME = "image-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -118,3 +123,10 @@ def _connect_to_existing(state_dir: Path) -> Any:
     if (file := sqlite_file(uri)) and not file.exists():
         raise UserError(f"there is no registry at {uri}; train a model first (make demo), or set MLFLOW_TRACKING_URI")
     return connect(uri)
+
+
+if __name__ == "__main__":
+    words = dict(word.split("=", 1) for word in sys.argv[1:])
+    with exit_in_words():
+        file = onnx_file(words["model"] or champion_uri(), Path(os.environ.get("STATE_DIR", "state")))
+        shutil.copyfile(file, words["copy"])

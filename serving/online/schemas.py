@@ -17,7 +17,8 @@ PROBLEM = {"code": "broken_picture", "message": "The picture is broken: image fi
 
 
 def _example(**example: Any) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [example]}, protected_namespaces=())
+    # In the form of OpenAPI 3.0: BentoML's document knows no other.
+    return ConfigDict(json_schema_extra={"example": example}, protected_namespaces=())
 
 
 class PictureJson(BaseModel):
