@@ -1,6 +1,8 @@
 """A model by its name: from the registry, with its last good version kept on disk."""
 
+import errno
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.model import registry
-from serving.model.errors import ModelError, RegistryError, UserError, full_disk, is_forbidden
+from serving.model.errors import ModelError, RegistryError, UserError
 from serving.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class ModelStore:
             try:
                 return self._fetched(version, check, places.pop(0))
             except (OSError, RegistryError) as error:
-                if not places or not (full_disk(error) or is_forbidden(error)):
+                if not places or not _says_that_it_can_not_write(error):
                     raise
                 log.warning("version %s of %s can't be kept: %s", version, self._model, error)
 
@@ -116,3 +118,13 @@ class ModelStore:
         """VERSION.onnx, the last one that was fetched."""
         copies = self._directory.glob("*.onnx") if self._registered else []
         return max(copies, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _says_that_it_can_not_write(error: BaseException | None) -> bool:
+    """Whether the kernel's words are in an error, or in one that it comes from: MLflow tells them as text."""
+    words = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+    while error:
+        if any(text in str(error) for text in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -49,9 +49,10 @@ InProcess = Callable[..., AbstractContextManager[httpx.Client]]
 
 
 @contextmanager
-def served(log: Path, **settings: str) -> Iterator[Served]:
+def served(log: Path, url: str = "", **settings: str) -> Iterator[Served]:
+    """`url`: where its settings let it listen, if they do."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    url = url or f"http://127.0.0.1:{port}"
     with running(url, log, {"SERVING_PORT": str(port), **settings}) as process:
         yield Served(url, process, log)
 

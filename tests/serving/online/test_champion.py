@@ -1,5 +1,6 @@
 """The registry's champion changes while the service answers."""
 
+import json
 import logging
 import shutil
 import threading
@@ -50,6 +51,20 @@ def doubled(trained: Trained) -> onnx.ModelProto:
     for node in graph.node:
         node.output[:] = ["half" if name == "probabilities" else name for name in node.output]
     graph.node.append(helper.make_node("Add", ["half", "half"], ["probabilities"]))
+    return model
+
+
+def with_classes(trained: Trained, classes: list[object]) -> onnx.ModelProto:
+    model = onnx.load(trained.onnx)
+    properties = {each.key: each.value for each in model.metadata_props}
+    onnx.helper.set_model_props(model, {**properties, "classes": json.dumps(classes)})
+    return model
+
+
+def for_pictures_of_the_self_test_alone(trained: Trained) -> onnx.ModelProto:
+    model = onnx.load(trained.onnx)
+    for dimension, size in zip(model.graph.input[0].type.tensor_type.shape.dim[1:3], (48, 64), strict=True):
+        dimension.dim_value = size
     return model
 
 
@@ -111,6 +126,35 @@ def test_a_version_that_fails_its_self_test_leaves_the_old_one(
     # What starts now, with a broken champion, falls back on what the last one kept.
     promote(trained, doubled(trained))
     assert ModelStore(champion_uri(), own_registry, ("CPUExecutionProvider",)).load().version == good
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [list(range(10)), ["one"] * 10, ["", *"abcdefghi"], [], ["a"] + [None] * 9, list("abc")],
+    ids=["numbers", "the same", "empty", "none", "null", "too few"],
+)
+def test_a_version_without_names_for_its_classes_is_broken(
+    in_process: InProcess, trained: Trained, own_registry: Path, classes: list[object]
+) -> None:
+    with in_process(model=champion_uri(), poll_seconds=0.2) as client:
+        failed = changes(client, "failed")
+        promote(trained, with_classes(trained, classes))
+        wait_until(lambda: changes(client, "failed") == failed + 1)
+        assert version(client) == trained.version
+        assert client.post("/classify", files={"image": png()}).status_code == 200
+
+
+def test_a_version_that_fails_at_a_picture_that_the_old_one_answered_is_broken(
+    in_process: InProcess, trained: Trained, own_registry: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_process(model=champion_uri(), poll_seconds=0.2) as client:
+        failed = changes(client, "failed")
+        client.post("/classify", files={"image": png()}).raise_for_status()
+        promote(trained, for_pictures_of_the_self_test_alone(trained))
+        wait_until(lambda: changes(client, "failed") == failed + 1)
+        assert "no answer to a picture that was answered" in caplog.text
+        assert version(client) == trained.version
+        assert client.post("/classify", files={"image": png()}).status_code == 200
 
 
 def test_a_registry_that_goes_away_is_told_of_once(
