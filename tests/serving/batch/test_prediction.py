@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -21,7 +22,8 @@ from serving.model.errors import UserError
 from serving.model.pictures.decoding import decode
 from serving.model.pictures.files import open_pictures
 from serving.model.predictor import Predictor
-from tests.helpers.pictures import encoded
+from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.pictures import encoded, photograph
 from tests.helpers.state import ROOT, Trained
 from tests.helpers.waiting import wait_until
 
@@ -203,3 +205,24 @@ def test_folder_archive_and_parquet_give_the_same_rows(mixed: Path, predictor: P
     assert plain["name"].to_pylist() == [str(row) for row in range(len(names) + 1)]
     assert plain["error"][-1].as_py()
     assert plain.drop_columns("name").slice(0, len(names)).equals(expected.drop_columns("name"))
+
+
+def test_out_of_memory_is_no_broken_picture(image_folder: Path, predictor: Predictor, tmp_path: Path) -> None:
+    """The run stops with words, and when there is memory again it has an answer to every picture."""
+    (image_folder / "large.png").write_bytes(photograph(5000, 5000))
+    (image_folder / "large.webp").write_bytes(photograph(5000, 5000, "WEBP", method=0))
+
+    def run() -> None:
+        source = open_pictures(image_folder, "source")
+        with BatchPrediction(source, predictor, tmp_path / "out.parquet", 50_000_000) as prediction:
+            for _ in prediction.run():
+                pass
+
+    process = psutil.Process()
+    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 50_000_000, psutil.RLIM_INFINITY))
+    try:
+        assert_raises_in_words(UserError, run, "large.", "not enough memory", "SERVING_MAX_PIXELS")
+    finally:
+        process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    run()
+    assert set(parquet.read_table(tmp_path / "out.parquet")["error"].to_pylist()) == {None}
