@@ -1,6 +1,7 @@
 """How many CPUs are given: all that is sized by them asks here."""
 
 import os
+from functools import cache
 
 from loky import cpu_count
 
@@ -14,10 +15,15 @@ def cpus() -> int:
     """
     given = os.environ.get("SERVING_THREADS", "")
     if not given:
-        return cpu_count()
+        return _left()
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"SERVING_THREADS={given} is no number of threads; give 1 or more, or unset it")
     return int(given)
+
+
+@cache
+def _left() -> int:
+    return cpu_count()  # reads several files
 
 
 def batches() -> int:

@@ -29,6 +29,7 @@ import mlflow
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -97,20 +98,27 @@ class Server:
                 content = request.read(), request.headers["content-type"]
 
                 def turn(concurrency: int, seconds: float) -> tuple[float, float]:
-                    os.killpg(process.pid, signal.SIGCONT)
+                    tell_all(process, signal.SIGCONT)
                     try:
                         return asyncio.run(load(str(request.url), *content, concurrency, seconds))
                     finally:
-                        os.killpg(process.pid, signal.SIGSTOP)
+                        tell_all(process, signal.SIGSTOP)
 
-                os.killpg(process.pid, signal.SIGSTOP)
+                tell_all(process, signal.SIGSTOP)
                 yield turn
             finally:
-                os.killpg(process.pid, signal.SIGCONT)
+                tell_all(process, signal.SIGCONT)
                 process.terminate()
                 process.wait()
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it
+
+
+def tell_all(process: subprocess.Popen[bytes], number: int) -> None:
+    """Sends a signal to a server and its workers, which may have sessions of their own."""
+    server = psutil.Process(process.pid)
+    for each in (server, *server.children(recursive=True)):
+        each.send_signal(number)
 
 
 def write_model(directory: Path) -> Path:
