@@ -122,7 +122,7 @@ class BatchPrediction:
             if isinstance(answer, MemoryError):
                 raise UserError(
                     f"{file.name}: there is not enough memory for this picture, even alone ({answer})\n"
-                    "Give it more memory, or leave such pictures out with a smaller SERVING_MAX_PIXELS."
+                    "Give the run more memory, or leave such pictures out with a smaller SERVING_MAX_PIXELS."
                 ) from answer
             if not isinstance(answer, np.ndarray | PictureError):
                 raise answer
@@ -158,6 +158,8 @@ def _read(file: File) -> bytes | PictureError:
         return file.read()
     except PictureError as error:
         return error
+    except MemoryError as error:
+        raise UserError(f"{file.name}: there is not enough memory to read it\nGive the run more memory.") from error
 
 
 def summary(target: Path) -> list[dict[str, Any]]:

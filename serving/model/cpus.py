@@ -17,7 +17,7 @@ def cpus() -> int:
     if not given:
         return _left()
     if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"SERVING_THREADS={given} is no number of threads; give 1 or more, or unset it")
+        raise UserError(f"SERVING_THREADS={given} is not a number of threads; give 1 or more, or unset it")
     return int(given)
 
 

@@ -37,10 +37,11 @@ class Predictor:
         if not available:
             known = ", ".join(onnxruntime.get_available_providers())
             raise UserError(f"SERVING_PROVIDERS={','.join(providers)}: the installed ONNX Runtime has only {known}")
+        threads = cpus()
         try:
-            self._on_all_cores = open_session(path, available)
+            self._on_all_cores = open_session(path, available, threads)
             # A core for each batch: threads that share the work on one picture wait for one another.
-            one_core = available[0] == CPU[0] and cpus() > 1
+            one_core = available[0] == CPU[0] and threads > 1
             self._on_one_core = open_session(path, available, threads=1) if one_core else self._on_all_cores
             self.metadata = Metadata.from_properties(self._on_all_cores.get_modelmeta().custom_metadata_map)
             self._self_test()
@@ -76,10 +77,10 @@ class Predictor:
         """Decodes image files and runs the model once for all pictures of one size.
 
         Args:
-            large: whether pictures of more than LARGE pixels are decoded; else they are told, so that the caller can
-                ask for them one by one, each within `PixelMemory.room`.
-            on_decode: told how long each picture took.
-            on_run: told the number of pictures in each run of the model, and how long it took.
+            large: whether pictures of more than LARGE pixels are decoded. Otherwise their answer is a LargePicture, and
+                the caller asks for them one by one, each within `PixelMemory.room`.
+            on_decode: called with the seconds that each picture took.
+            on_run: called with the number of pictures in each run of the model, and its seconds.
 
         Returns:
             For each in order float32 (classes,), or why there is no answer: a PictureError, a LargePicture, a

@@ -1,6 +1,6 @@
 """MLflow's registry: its address, our names in it, which version a name stands for, and that version's file.
 
-python -m serving.model.registry copy=model.onnx model=models:/NAME@ALIAS, /VERSION or a path: copies the ONNX file.
+python -m serving.model.registry copy=bento.onnx model=models:/NAME@ALIAS, /VERSION or a path: copies the ONNX file.
 """
 
 import os
@@ -79,13 +79,22 @@ def find_version(model: str, state_dir: Path) -> str:
         raise named_error(error, model) from error
 
 
+def run_of(model: str, version: str, state_dir: Path) -> str:
+    """The id of the run that made a version of a registered model; raises as `find_version` does."""
+    name = _name(model)
+    try:
+        return str(_connect_to_existing(state_dir).MlflowClient().get_model_version(name, version).run_id)
+    except Exception as error:
+        raise named_error(error, version_uri(name, version)) from error
+
+
 def download(model: str, version: str, state_dir: Path, directory: Path | None = None) -> Path:
     """Fetches what belongs to a version of a registered model; returns its ONNX file. Raises as `find_version` does.
 
     Without a `directory` to write it to MLflow chooses one, and copies nothing that is on this disk.
     """
     mlflow = _connect_to_existing(state_dir)
-    uri = version_uri(model.removeprefix(SCHEME).partition("@")[0].partition("/")[0], version)
+    uri = version_uri(_name(model), version)
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory and str(directory))) / MODEL_FILE
     except Exception as error:
@@ -116,6 +125,11 @@ def named_error(error: Exception, what: str) -> ModelError | RegistryError:
     return RegistryError(
         f"{what} can't be fetched: the registry at {address} or its storage does not answer ({reason})"
     )
+
+
+def _name(model: str) -> str:
+    """Of the registered model, in `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    return model.removeprefix(SCHEME).partition("@")[0].partition("/")[0]
 
 
 def _connect_to_existing(state_dir: Path) -> Any:

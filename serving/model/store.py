@@ -56,8 +56,12 @@ class ModelStore:
 
     def load_copy(self) -> Predictor:
         """Loads the last good copy on disk without asking the registry; as `load` where there is none."""
-        copy = self._copy()
-        return Predictor(copy, copy.stem, self._providers) if copy else self.load()
+        if copy := self._copy():
+            try:
+                return Predictor(copy, copy.stem, self._providers)
+            except ModelError as error:
+                log.warning("%s; it is fetched again", error)
+        return self.load()
 
     def find_version(self) -> str:
         """The version that the name stands for now; raises as `registry.find_version` does."""
@@ -71,9 +75,9 @@ class ModelStore:
 
         Raises ModelError where it does not work, RegistryError where it can't be fetched.
         """
-        copy = self._directory / f"{version}.onnx"
-        if copy.is_file():
-            return self._checked(copy, version, check)
+        if kept := self._kept(version):
+            check(kept)
+            return kept
         # The last one copies nothing where the registry's files are on this disk.
         places: list[Place] = [self._folder_beside_copies, tempfile.TemporaryDirectory, partial(nullcontext, None)]
         while True:
@@ -83,6 +87,19 @@ class ModelStore:
                 if not places or not _says_that_it_can_not_write(error):
                     raise
                 log.warning("version %s of %s can't be kept: %s", version, self._model, error)
+
+    def _kept(self, version: str) -> Predictor | None:
+        """What is kept of a version, where it is whole, and of this registry: another one counts from 1 as well."""
+        copy = self._directory / f"{version}.onnx"
+        if not copy.is_file():
+            return None
+        try:
+            predictor = Predictor(copy, version, self._providers)
+        except ModelError as error:
+            log.warning("%s; it is fetched again", error)
+            return None
+        run = registry.run_of(self._model, version, self._state_dir)
+        return predictor if predictor.metadata.mlflow_run_id == run else None
 
     def _folder_beside_copies(self) -> AbstractContextManager[str]:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -94,6 +111,8 @@ class ModelStore:
             file = registry.download(self._model, version, self._state_dir, Path(folder) if folder else None)
             predictor = self._checked(file, version, check)
             if folder and Path(folder).parent == self._directory:
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())  # a power cut must not leave an empty copy
                 file.replace(self._directory / f"{version}.onnx")
                 for other in self._directory.glob("*.onnx"):
                     if other.stem != version:

@@ -9,6 +9,7 @@ from typing import Any
 
 import bentoml
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -36,11 +37,11 @@ def create_service(settings: Settings, predictor: Predictor | None = None) -> An
 
     Everything but its API methods is answered by an application of our own that it mounts.
     """
-    # BentoML answers POST to its API methods; here they stand for what is not allowed.
+    # BentoML answers POST to its API methods; with these every other method gets 405 and not 404.
     posts = [Route(path, _not_here, methods=["POST"]) for path in ("/classify", "/classify_batch")]
     pages = Starlette(
         routes=[*about.ROUTES, *posts, Route("/docs.json", lambda request: JSONResponse(document))],
-        exception_handlers=dict.fromkeys((Refusal, HTTPException), answer_error),
+        exception_handlers=dict.fromkeys((Refusal, HTTPException, Exception), answer_error),
     )
     pages.router.redirect_slashes = False  # its redirects name a host
 
@@ -51,7 +52,8 @@ def create_service(settings: Settings, predictor: Predictor | None = None) -> An
         metrics={"enabled": False},  # it keeps a series for every path that is asked for; online/metrics.py has ours
         logging={"access": {"enabled": False}},  # costs each request time; the gate counts and names every request
         tracing=_tracing(),
-        traffic={"timeout": settings.longest_seconds + 5},  # after the gate's, which answers in our form
+        # After the gate's limits, which answer in our form. It keeps a timer for each request until then.
+        traffic={"timeout": min(settings.longest_seconds + 5, 300)},
     )
     class Classifier:
         """Answers with the registry's champion."""
@@ -106,14 +108,14 @@ def create_service(settings: Settings, predictor: Predictor | None = None) -> An
 
 
 def create_application(settings: Settings, predictor: Predictor | None = None) -> Starlette:
-    """The service's ASGI application, as BentoML makes it but for its own time limit.
+    """The service's ASGI application, as BentoML makes it but for what costs each request time.
 
-    That one keeps a timer for each request until the longest possible upload would be over; the gate has limits of its
-    own.
+    That are its own time limit, as the gate has better ones, and its tracing, where no spans are wanted.
     """
     application: Starlette = create_service(settings, predictor).to_asgi()
     middlewares: list[Any] = application.user_middleware
-    application.user_middleware = [each for each in middlewares if each.cls is not TimeoutMiddleware]
+    unused = [TimeoutMiddleware] if _spans_are_wanted() else [TimeoutMiddleware, OpenTelemetryMiddleware]
+    application.user_middleware = [each for each in middlewares if each.cls not in unused]
     return application
 
 
@@ -138,10 +140,15 @@ def _answers_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
 
 
 def _tracing() -> dict[str, Any]:
-    """Spans of every request where OpenTelemetry's own variables say where to, else none, which costs nothing."""
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not _spans_are_wanted():
         return {"excluded_urls": ".*"}
     return {"exporter_type": "otlp", "sample_rate": 1.0, "otlp": {"protocol": "http"}}
+
+
+def _spans_are_wanted() -> bool:
+    """Whether OpenTelemetry's own variables say where to."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
 
 
 def _middlewares(settings: Settings, paths: list[str]) -> list[tuple[type[Any], dict[str, Any]]]:

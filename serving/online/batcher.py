@@ -1,7 +1,6 @@
 """Micro-batching: pictures of concurrent requests share runs of the model, by turns."""
 
 import asyncio
-import logging
 import math
 import os
 import sys
@@ -10,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,13 +17,11 @@ import numpy as np
 
 from serving.model.cpus import batches, cpus
 from serving.model.errors import PictureError
-from serving.model.pictures.memory import LargePicture, PixelMemory, give_freed_memory_back
+from serving.model.pictures.memory import LARGE, LargePicture, PixelMemory, give_freed_memory_back
 from serving.model.predictor import Answer, Predictor
 from serving.online import metrics
 from serving.online.errors import Refusal
 from serving.settings import Settings
-
-log = logging.getLogger("bentoml.serving")
 
 # What a picture costs beyond its decoding, in bytes of an image file that take as long to decode.
 MODEL_COST = 50_000
@@ -43,7 +41,8 @@ class _Job:
     answer: asyncio.Future[np.ndarray | PictureError]
     turn: _Turn
     large_turn: _Turn
-    room: int | None = 0  # pixels of a large picture; None: it must be alone
+    pixels: int = 0  # of a large picture
+    alone: bool = False  # memory ran out for it beside others
     queued: float = 0.0
 
 
@@ -72,7 +71,7 @@ class _Queue:
         self.filled.set()
 
     def next(self) -> _Job | None:
-        """The job that is due, of those that somebody still waits for; it stays."""
+        """The job that is due, of those that somebody still waits for. It stays in the queue."""
         while self._waiting:
             turn = min(self._waiting, key=lambda turn: turn.due)
             jobs = self._waiting[turn]
@@ -83,8 +82,8 @@ class _Queue:
         return None
 
     def take(self, job: _Job) -> None:
-        """Takes the job that `next` has told."""
-        cost = job.room or len(job.content) + MODEL_COST
+        """Takes the job that `next` has returned."""
+        cost = job.pixels or len(job.content) + MODEL_COST
         self._now = max(self._now, job.turn.due) + cost / len(self._waiting)
         job.turn.due += cost
         self._drop(job.turn)
@@ -111,10 +110,11 @@ class Batcher:
         give_freed_memory_back()
         self._memory = PixelMemory(settings.max_pixel_bytes)
         self._queue, self._large = _Queue(), _Queue()
-        lanes = (batches(), self._work, None), (cpus(), self._work_on_large, _give_way)
-        self._pools = [ThreadPoolExecutor(count, "model", give_way) for count, _, give_way in lanes]
-        self._workers = [asyncio.create_task(work()) for count, work, _ in lanes for _ in range(count)]
-        self.last_answered: bytes | None = None  # the content of a picture
+        self._pool = ThreadPoolExecutor(batches(), "model")
+        self._large_pool = ThreadPoolExecutor(cpus(), "large pictures", _give_way)
+        work = [self._work() for _ in range(batches())] + [self._work_on_large() for _ in range(cpus())]
+        self._workers = [asyncio.create_task(each) for each in work]
+        self.last_answered: bytes | None = None  # the content of a picture that is not large
 
     def check_room(self) -> None:
         """Raises Refusal 429 while no further picture would be taken: a request can be refused before it is read."""
@@ -123,7 +123,7 @@ class Batcher:
     async def predict(self, predictor: Predictor, contents: Sequence[bytes]) -> list[np.ndarray | PictureError]:
         """Classifies image files: for each in order float32 (classes,), or why it has no answer.
 
-        Raises Refusal 429 where too many wait, 503 where the memory does not suffice.
+        Raises Refusal 429 where too many wait, MemoryError where one is too much for the memory even alone.
         """
         self._admit(len(contents))
         self._count(len(contents))
@@ -142,8 +142,8 @@ class Batcher:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for pool in self._pools:
-            pool.shutdown()
+        self._pool.shutdown()
+        self._large_pool.shutdown()
 
     def _admit(self, count: int) -> None:
         limit = self._settings.max_queue
@@ -163,7 +163,7 @@ class Batcher:
             if batch := self._next_batch():
                 self._runs += 1
                 all_cores = self._runs == 1 and not self._queue
-                await self._classify(self._pools[0], batch, partial(self._answers, batch, all_cores=all_cores))
+                await self._classify(self._pool, batch, partial(self._answers, batch, all_cores=all_cores))
                 self._runs -= 1
 
     async def _work_on_large(self) -> None:
@@ -171,7 +171,7 @@ class Batcher:
             await self._large.filled.wait()
             if job := self._large.next():
                 self._large.take(job)
-                await self._classify(self._pools[1], [job], partial(self._large_answer, job))
+                await self._classify(self._large_pool, [job], partial(self._large_answer, job))
 
     async def _classify(
         self, pool: ThreadPoolExecutor, batch: Sequence[_Job], classify: Callable[[], list[Answer]]
@@ -199,31 +199,33 @@ class Batcher:
         )
 
     def _large_answer(self, job: _Job) -> list[Answer]:
-        with self._memory.room(job.room):
+        with self._memory.room(None if job.alone else job.pixels):
             return self._answers([job], all_cores=not self._runs, large=True)
 
     def _settle(self, job: _Job, answer: Answer) -> None:
         if job.answer.done():  # its request ran out of time meanwhile
             return
-        if isinstance(answer, LargePicture) or (isinstance(answer, MemoryError) and job.room is not None):
-            job.room = answer.pixels if isinstance(answer, LargePicture) else None
-            job.turn = job.large_turn
-            self._large.add(job)
-        elif isinstance(answer, MemoryError):
-            log.error("out of memory, also for a picture alone", exc_info=answer)
-            message = "There is not enough memory for this picture now. Try later, or send a smaller one."
-            job.answer.set_exception(Refusal(503, "out_of_memory", message, {"retry-after": "10"}))
+        if isinstance(answer, LargePicture):
+            job.pixels = answer.pixels
+            self._add_to_large(job)
+        elif isinstance(answer, MemoryError) and not job.alone:
+            job.alone = True
+            self._add_to_large(job)
         elif isinstance(answer, np.ndarray | PictureError):
-            if isinstance(answer, np.ndarray):
+            if isinstance(answer, np.ndarray) and not job.pixels and len(job.content) < LARGE:
                 self.last_answered = job.content
             job.answer.set_result(answer)
         else:
             job.answer.set_exception(answer)
 
+    def _add_to_large(self, job: _Job) -> None:
+        job.turn = job.large_turn
+        self._large.add(job)
+
     def _next_batch(self) -> list[_Job]:
         """Takes the jobs that are due, for one model: this worker's share of what is there."""
         batch: list[_Job] = []
-        share = min(math.ceil(self._admitted / batches()), self._settings.max_batch)
+        share = max(1, min(math.ceil(self._admitted / batches()), self._settings.max_batch))
         while len(batch) < share and (job := self._queue.next()):
             if batch and job.predictor is not batch[0].predictor:
                 break
@@ -235,4 +237,5 @@ class Batcher:
 def _give_way() -> None:
     """Lowers this thread's priority, where the system knows threads by their ids."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with suppress(OSError):  # where it is forbidden
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)

@@ -84,6 +84,8 @@ class Champion:
         """Raises ModelError where a picture that was answered is too much for a new version."""
         if content := self._last_answered():
             (answer,) = predictor.classify([content], self._max_pixels, all_cores=False, large=True)
+            if isinstance(answer, MemoryError):  # which is not the version's fault
+                raise answer
             if isinstance(answer, Exception) and not isinstance(answer, PictureError):
                 raise ModelError(f"it has no answer to a picture that was answered ({answer!r:.200})") from answer
 

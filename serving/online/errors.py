@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serving.model.errors import PictureError
+from serving.model.errors import PictureError, is_out_of_memory
 from serving.online import metrics
 from serving.online.schemas import Error
 
@@ -29,10 +29,11 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """The answer to whatever went wrong; what is nobody's fault but ours is logged with its traceback."""
     request_id = request.state.request_id
     refusal = _refusal(request, error)
-    if refusal.code == "internal":
+    if refusal.code in ("internal", "out_of_memory"):
         log.error("request %s failed", request_id, exc_info=error)
     metrics.REFUSALS.labels(refusal.code).inc()
-    answer = Error(code=refusal.code, message=refusal.message, request_id=request_id)
+    message = refusal.message.encode(errors="replace").decode()  # a form's names may hold half a character
+    answer = Error(code=refusal.code, message=message, request_id=request_id)
     return Response(answer.model_dump_json(), refusal.status, refusal.headers, "application/json")
 
 
@@ -48,4 +49,7 @@ def _refusal(request: Request, error: Exception) -> Refusal:
             code = HTTPStatus(status).phrase.lower().replace(" ", "_")
             message = f"{request.method} {request.url.path}: {detail.rstrip('.')}."
             return Refusal(status, code, message, dict(error.headers or {}))
+    if is_out_of_memory(error):
+        message = "There is not enough memory for this request now. Try later, or send less at a time."
+        return Refusal(503, "out_of_memory", message, {"retry-after": "10"})
     return Refusal(500, "internal", "The service failed at this request; its log says why under the request's id.")

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.online import metrics
@@ -41,7 +42,8 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start, status, received = time.perf_counter(), 0, False
+        start, status, phase = time.perf_counter(), 0, "not asked for"  # of the body; then: arriving, here, unwanted
+        listener: asyncio.Task[None] | None = None
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -52,18 +54,28 @@ class Gate:
         body = _Body(self._settings)
 
         async def limited_receive() -> Message:
-            nonlocal received
-            if received:
+            nonlocal phase, listener
+            if phase == "here":
                 return await receive()
+            phase = "arriving"
             limit.reschedule(body.deadline)
             message = await receive()
             size = len(message.get("body", b""))
             self._held += size
             body.add(size, self._held)
             if not message.get("more_body"):
-                received = True
+                phase = "here"
                 limit.reschedule(body.now + self._settings.max_seconds)
+                listener = asyncio.create_task(end_when_nobody_waits())
             return message
+
+        async def end_when_nobody_waits() -> None:
+            nonlocal phase
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not status:
+                phase = "unwanted"
+                limit.reschedule(body.now)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -79,16 +91,27 @@ class Gate:
         try:
             # The time for the answer begins when the body is there.
             async with asyncio.timeout(self._settings.max_seconds) as limit:
+                if path == self._settings.root_path != "":
+                    # Relative to where it was asked for, as all redirects.
+                    return await RedirectResponse(f"{path.rpartition('/')[2]}/")(scope, receive, send_with_headers)
                 self._check_token(path, headers.get("authorization", "").encode("latin-1"))
                 body.check(headers, self._held)
                 await self._app(scope, limited_receive, send_with_headers)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            failure = Refusal(503, "stopping", "The service is being stopped; ask again in a moment.")
         except Exception as error:
             failure = error
             if isinstance(error, TimeoutError) and limit.expired():
                 message = f"There was no answer within {self._settings.max_seconds:g} seconds; ask again later."
-                failure = Refusal(503, "timeout", message, {"retry-after": "1"}) if received else body.too_slow()
+                failure = Refusal(503, "timeout", message, {"retry-after": "1"})
+                if phase == "arriving":
+                    failure = body.too_slow()
+                if phase == "unwanted":
+                    failure = ClientDisconnect()
         finally:
             self._held -= body.size
+            if listener:
+                listener.cancel()
         if failure and not status:
             answer = await answer_error(Request(scope), failure)
             await answer(scope, receive, send_with_headers)
@@ -99,7 +122,7 @@ class Gate:
 
     def _without_prefix(self, path: str) -> str:
         """The path as it is here, whether or not the proxy in front has taken SERVING_ROOT_PATH off."""
-        prefix = self._settings.root_path.rstrip("/")
+        prefix = self._settings.root_path
         return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
     def _check_token(self, path: str, authorization: bytes) -> None:
@@ -154,7 +177,7 @@ class _Body:
             f"Only {self.size} bytes of the request had arrived after {self.now - self._began:.0f} seconds; at least "
             f"{settings.receive_rate} a second are expected, and none may be {settings.receive_seconds:g} seconds late."
         )
-        return Refusal(408, "too_slow", message)
+        return Refusal(408, "too_slow", message, {"connection": "close"})
 
     def _check_size(self, size: int) -> None:
         if size > (limit := self._settings.max_body_bytes):

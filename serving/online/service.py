@@ -21,7 +21,7 @@ if server_context.worker_index and sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 CODE = Path(__file__).parents[2]
-HELD = CODE / "model.onnx"
+HELD = CODE / "bento.onnx"
 
 in_bento = (CODE.parent / "bento.yaml").is_file() and HELD.is_file()
 given = {"model": str(HELD)} if in_bento and not os.environ.get("SERVING_MODEL") else {}

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -91,3 +92,18 @@ def test_the_service_answers_from_a_read_only_container(answering: tuple[str, st
     # SIGTERM reaches the service: it ends by itself, before the engine loses its patience.
     podman("stop", "--time", "60", container)
     assert podman("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+
+
+@pytest.mark.parametrize("limit", ["--cpus=0.5", "--cpuset-cpus=0"])
+@pytest.mark.parametrize("name", ["serve", "train"])
+def test_an_image_takes_the_cpus_that_it_is_given(images: Images, name: str, limit: str) -> None:
+    """Beside it what the same image takes without a limit, so that a machine of one CPU can't hide a mistake."""
+    program = "from serving.model.cpus import batches, cpus; print(cpus(), batches())"
+
+    def told(*limits: str) -> str:
+        return podman("run", "--rm", *limits, *READ_ONLY, getattr(images, name), "python", "-c", program)
+
+    machine = len(os.sched_getaffinity(0))
+    if machine > 1:
+        assert told() == f"{machine} {machine + 1}"
+    assert told(limit) == "1 1"

@@ -18,6 +18,19 @@ def test_a_port_in_use_ends_with_code_2(service: str) -> None:
     assert_user_error(run_module("serving", SERVING_PORT=port), f"127.0.0.1:{port}", "PORT=")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"SERVING_THREADS": "many"}, ["SERVING_THREADS=many", "1 or more"]),
+        ({"SERVING_HOST": "no.such.name.invalid"}, ["no.such.name.invalid", "can't be listened on"]),
+        ({"SERVING_HOST": "a..b"}, ["a..b", "can't be listened on"]),
+    ],
+)
+def test_what_can_not_be_started_with_is_named(trained: Trained, settings: dict[str, str], words: list[str]) -> None:
+    result = run_module("serving", SERVING_PORT=str(free_port()), SERVING_MODEL=str(trained.onnx), **settings)
+    assert_user_error(result, *words)
+
+
 def test_a_model_that_is_not_there_ends_with_code_2(trained: Trained) -> None:
     result = run_module("serving", SERVING_PORT=str(free_port()), SERVING_MODEL="models:/nobody@champion")
     assert_user_error(result, "models:/nobody@champion", "not in the registry")
@@ -53,6 +66,7 @@ def test_a_registry_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
         ("SERVING_POLL_SECONDS", "0", ["SERVING_POLL_SECONDS=0", "greater than 0"]),
         ("SERVING_PORT", "http", ["SERVING_PORT=http", "integer"]),
         ("SERVING_MAX_PICTURES", "200", ["SERVING_MAX_PICTURES=200", "SERVING_MAX_QUEUE=128"]),
+        ("SERVING_MAX_HELD_BYTES", "1000", ["SERVING_MAX_HELD_BYTES=1000", "SERVING_MAX_BODY_BYTES=32000000"]),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pi_heif
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import IcoImagePlugin, Image, ImageCms, PngImagePlugin
 
 from serving.model.errors import PictureError, is_out_of_memory
+from serving.model.pictures.memory import LARGE
 
 
 class Format(NamedTuple):
@@ -37,6 +38,7 @@ FORMATS = (
 PILLOW_NAMES = tuple(format.name for format in FORMATS)
 TITLES = ", ".join(format.title for format in FORMATS)
 MAX_PIXELS = 50_000_000
+ICON = b"\0\0\1\0"
 BYTES_TO_DECODE = 20  # of a pixel: the most that a decoder was seen to need, WebP's
 
 # Pillow refuses a picture for a larger text or colour profile in it; photo editors write such.
@@ -96,11 +98,11 @@ def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image
         raise PictureError("not_a_picture", "The file is empty.")
     pixels = max_pixels
     try:
+        if content.startswith(ICON):
+            _check_icon(content)
         with Image.open(io.BytesIO(content), formats=PILLOW_NAMES) as image:
-            width, height = image.size
-            if (pixels := width * height) > max_pixels:
-                message = f"The picture has {width}x{height} pixels; at most {max_pixels} are accepted."
-                raise PictureError("too_many_pixels", message)
+            pixels = image.width * image.height
+            _check_size(image, max_pixels)
             yield image
     except PictureError:
         raise
@@ -112,6 +114,17 @@ def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image
         if is_out_of_memory(error) or not _is_free(pixels * BYTES_TO_DECODE):
             raise MemoryError(*error.args) from error
         raise PictureError("broken_picture", f"The picture is broken: {error}.") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        message = f"The picture has {image.width}x{image.height} pixels; at most {max_pixels} are accepted."
+        raise PictureError("too_many_pixels", message)
+
+
+def _check_icon(content: bytes) -> None:
+    """Icons are decoded as soon as they are opened, and may hold a PNG file of any size."""
+    _check_size(IcoImagePlugin.IcoFile(io.BytesIO(content)).frame(0), LARGE)
 
 
 def _is_free(size: int) -> bool:

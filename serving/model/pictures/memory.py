@@ -40,13 +40,13 @@ class PixelMemory:
         self._max_bytes = max_bytes
         self._held = 0
         self._changed = threading.Condition()
-        self._turns = threading.Lock()  # who waits longest is next: a stream of smaller ones must not pass it
+        self._next = threading.Lock()  # held by the one that is next: a stream of smaller ones must not pass it
 
     @contextmanager
     def room(self, pixels: int | None) -> Iterator[None]:
         """Holds room for a picture of so many pixels; None: all the room, so that it is alone."""
         size = self._max_bytes if pixels is None else min(pixels * BYTES, self._max_bytes)
-        with self._turns, self._changed:
+        with self._next, self._changed:
             self._changed.wait_for(lambda: self._held + size <= self._max_bytes)
             self._held += size
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import re
 from typing import Annotated, NamedTuple
 
@@ -99,8 +98,8 @@ async def _from_form(request: Request, field: str) -> Upload:
     try:
         # The size of the body limits the number of files; more than are taken get an answer that says so.
         form = await _Parts(request.headers, request.stream(), max_files=float("inf")).parse()
-    except MultiPartException as error:
-        raise Refusal(400, "bad_request", f"The form is broken: {error.message}") from error
+    except (MultiPartException, ValueError) as error:  # ValueError: a charset that decodes nothing
+        raise Refusal(400, "bad_request", f"The form is broken: {error}.") from error
     parts = [(name, part.file.read()) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     pictures = [content for name, content in parts if name == field]
     if not pictures:
@@ -113,10 +112,11 @@ async def _from_form(request: Request, field: str) -> Upload:
 def _from_json(request: Request, body: bytes) -> Upload:
     try:
         sent = PictureJson.model_validate_json(body)
-        text = DATA_URL.sub("", sent.image, count=1).translate(URL_SAFE).rstrip("=")
+        data_url = DATA_URL.match(sent.image)
+        text = sent.image[data_url.end() if data_url else 0 :].translate(URL_SAFE).rstrip("=")
         return Upload([base64.b64decode(text + "=" * (-len(text) % 4), validate=True)], _top_k(request, sent.top_k))
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         reason = str(error)
     raise Refusal(422, "invalid", f'{reason}. Send {{"image": "..."}} with an image file in base64.')

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 
 from serving.model.errors import PictureError
 from serving.model.pictures.decoding import AS_SHOWN, FORMATS, Decoding, decode
-from tests.helpers.pictures import encoded
+from tests.helpers.pictures import encoded, photograph
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
 LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {}, "PPM": {}, "WEBP": {"lossless": True}, "JPEG2000": {}, "ICO": {}}
@@ -255,3 +255,12 @@ def test_running_out_of_memory_is_not_a_broken_picture(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image.Image, "convert", no_memory)
     with pytest.raises(MemoryError):
         decode(encoded(PICTURE, "PNG"), AS_SHOWN)
+
+
+def test_an_icon_is_measured_before_it_is_decoded() -> None:
+    """It may hold a PNG file of any size in a few kilobytes, and is decoded as soon as it is opened."""
+    picture = photograph(12_000, 12_000)
+    entry = bytes([0, 0, 0, 0, 1, 0, 32, 0]) + struct.pack("<II", len(picture), 22)
+    with pytest.raises(PictureError, match="12000x12000 pixels; at most 1000000 ") as refused:
+        decode(struct.pack("<HHH", 0, 1, 1) + entry + picture)
+    assert refused.value.code == "too_many_pixels"

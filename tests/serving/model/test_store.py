@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 from serving.model.registry import champion_uri
@@ -54,6 +55,24 @@ def test_a_start_needs_no_writable_disk(tiny_disk: Path, trained: Trained, state
         shutil.copy(trained.onnx, copies / f"{trained.version}.onnx")
     make_full(tiny_disk) if state == "full" else make_read_only(tiny_disk)
     assert load(tiny_disk) == trained.version
+
+
+def test_a_damaged_copy_and_one_of_another_registry_are_fetched_again(
+    trained: Trained, state_dir: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(champion_uri(), tmp_path, CPU)
+    store.load()
+    copy = next(tmp_path.rglob("*.onnx"))
+    whole = copy.read_bytes()
+    another = onnx.load(copy)
+    properties = {each.key: each.value for each in another.metadata_props}
+    onnx.helper.set_model_props(another, {**properties, "mlflow_run_id": "of another registry"})
+    for content in (b"", whole[:1000], another.SerializeToString()):
+        copy.write_bytes(content)
+        assert store.load().metadata.mlflow_run_id == trained.run_id
+        assert copy.read_bytes() == whole
+    copy.write_bytes(b"")
+    assert store.load_copy().metadata.mlflow_run_id == trained.run_id
 
 
 def test_a_version_that_is_kept_is_not_fetched_again(

@@ -1,5 +1,7 @@
 """Behind a proxy, and at other addresses than 127.0.0.1."""
 
+import socket
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
@@ -17,14 +19,17 @@ def test_redirects_name_neither_scheme_nor_host(client: httpx.Client, path: str)
     assert (answer.status_code, answer.headers["location"]) == (307, "ui/")
 
 
-def test_a_prefix_may_or_may_not_be_taken_off_by_the_proxy(in_process: InProcess) -> None:
-    with in_process(root_path="/cats") as client:
+@pytest.mark.parametrize("prefix_given", ["/cats", "cats", "/cats/"])
+def test_a_prefix_may_or_may_not_be_taken_off_by_the_proxy(in_process: InProcess, prefix_given: str) -> None:
+    with in_process(root_path=prefix_given) as client:
         for prefix in ("", "/cats"):
             assert client.get(f"{prefix}/model").status_code == 200
             assert client.get(f"{prefix}/readyz").status_code == 200
             assert client.get(f"{prefix}/ui/").status_code == 200
             assert client.post(f"{prefix}/classify", files={"image": png()}).status_code == 200
         assert client.get("/catsmodel").status_code == 404
+        assert client.get("/cats").headers["location"] == "cats/"
+        assert client.get("/cats/").headers["location"] == "ui/"
         assert client.get("/docs.json").json()["servers"] == [{"url": "."}]
 
 
@@ -51,4 +56,7 @@ def test_it_listens_at_addresses_of_ipv6_and_at_names(serve: Serve, host: str) -
     port = free_port()
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with serve(url=url, SERVING_HOST=host, SERVING_PORT=str(port)) as served:
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family) as connection:
+                connection.connect(address)
         assert httpx.post(f"{served.url}/classify", files={"image": png()}).status_code == 200

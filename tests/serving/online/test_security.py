@@ -88,6 +88,16 @@ def test_answers_carry_security_headers_and_an_id(service: str) -> None:
     assert len(ask(service, **{"x-request-id": "<script>"}).headers["x-request-id"]) == 32
 
 
+def test_a_failure_of_a_page_has_the_form_of_every_error(
+    in_process: InProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_process() as client:
+        monkeypatch.setattr("serving.online.metrics.generate_latest", None)
+        answer = client.get("/metrics")
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        assert answer.json()["request_id"] in caplog.text
+
+
 def test_a_failure_inside_is_not_shown(serve: Serve, trained: Trained, tmp_path: Path) -> None:
     """The model takes its self-test's pictures and fails at others: the log says why, the answer does not."""
 

@@ -14,6 +14,18 @@ from tests.helpers.service import Serve, metric
 from tests.helpers.waiting import wait_until
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_without_a_word_though_an_upload_goes_on(serve: Serve, number: int) -> None:
+    with serve(SERVING_MAX_SECONDS="1") as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = "POST /classify HTTP/1.1\r\nhost: me\r\ncontent-type: image/png\r\ncontent-length: 1000000\r\n\r\n"
+            connection.sendall(head.encode())
+            served.process.send_signal(number)
+            assert served.process.wait(60) == 0
+        assert "Traceback" not in served.log.read_text()
+
+
 def test_accepted_requests_are_answered_and_new_ones_refused(serve: Serve) -> None:
     with serve(SERVING_MAX_BATCH="1", SERVING_MAX_SECONDS="120") as served:
         host, port = served.url.removeprefix("http://").split(":")
