@@ -47,10 +47,9 @@ def tried(name: str) -> dict[str, str]:
     import torch
     from torch.nn import functional as F
 
-    from serving.model.predictor import open_session, run_session
     from training.config import compose
     from training.model.classifier import build_model
-    from training.release.export import export_onnx, parity
+    from training.release.export import export_onnx, onnx_classify, parity
 
     torch.manual_seed(0)
     settings = compose([f"model={name}", "model.weights=none"]).model
@@ -74,9 +73,9 @@ def tried(name: str) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "model.onnx"
             export_onnx(model, path)
-            session = open_session(path)
-            answers = run_session(session, images.numpy())
-            run_session(session, np.zeros((1, 70, 50, 3), np.uint8))
+            classify = onnx_classify(path)
+            answers = classify(images.numpy())
+            classify(np.zeros((1, 70, 50, 3), np.uint8))
         row["ONNX"] = "yes" if parity(expected, answers).holds else "other answers"
     except Exception as error:
         print(f"{name}: {' '.join(str(error).split())[-300:]}", file=sys.stderr)

@@ -29,7 +29,7 @@ def predict(source: Path, target: Path, model: str) -> None:
         raise UserError(f"target={target} is the source; give another file")
     settings = load_settings(model=model or champion_uri())
     pictures = open_pictures(source, "source")
-    predictor = ModelStore(settings.model, settings.state_dir, settings.providers).load()
+    predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
     limits = settings.max_pixels, settings.max_pixel_bytes
     with BatchPrediction(pictures, predictor, target, *limits) as prediction:
         for _ in progress(prediction.run(), "pictures", prediction.rows_left):

@@ -22,7 +22,7 @@ def main() -> None:
     with exit_in_words():
         settings = load_settings()
         listeners = listen(settings.host, settings.port, "PORT")
-        predictor = ModelStore(settings.model, settings.state_dir, settings.providers).load()
+        predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
     # BentoML's import takes a second, which a wrong setting need not wait for.
     from serving.online.app import create_application
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import MAX_PIXELS
 from serving.model.pictures.memory import MAX_PIXEL_BYTES
+from serving.model.precision import Choice
 from serving.model.registry import champion_uri
 
 
@@ -24,6 +25,7 @@ class Settings(BaseSettings):
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
     providers: Annotated[tuple[str, ...], NoDecode] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    precision: Choice = "fp32"  # that the model answers in, where its version allows it; auto: the quickest of these
     poll_seconds: PositiveFloat = 10  # how often the registry is asked whether the alias names another version
     tokens: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     public_paths: Annotated[tuple[str, ...], NoDecode] = ("/livez", "/readyz", "/healthz", "/metrics")

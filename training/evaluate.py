@@ -4,6 +4,7 @@ import logging
 from functools import partial
 
 from serving.model.errors import UserError
+from serving.model.precision import chosen
 from serving.model.predictor import Predictor
 from serving.model.registry import onnx_file
 from training.config import hydra_command
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def main(settings: EvaluateSettings) -> None:
     """Scores the model on the test pictures and writes the report."""
-    predictor = Predictor(onnx_file(settings.model_uri, state_dir()))
+    predictor = Predictor(onnx_file(settings.model_uri, state_dir()), precision=chosen())
     data = load_data(settings.data, settings.seed, predictor.metadata.decoding, for_training=False)
     log.info("%s", data.table())
     if unknown := [name for name in data.classes if name not in predictor.classes]:
@@ -35,7 +36,9 @@ def main(settings: EvaluateSettings) -> None:
     evaluation = evaluate(probabilities, data.test, data.classes)
     title = f"{settings.model_uri} on {data.name}"
     said = predictor.metadata
-    subtitle = f"{said.model_name}, trained on {said.data_name} by MLflow run {said.mlflow_run_id}"
+    subtitle = (
+        f"{said.model_name} in {predictor.precision}, trained on {said.data_name} by MLflow run {said.mlflow_run_id}"
+    )
     steps = next_steps(settings.data, settings.model_uri)
     plots = evaluation_plots(evaluation)
     write_whole(settings.report, render_report(title, subtitle, evaluation, data, plots, steps))

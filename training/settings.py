@@ -177,6 +177,8 @@ class SmallDataSettings(Settings):
 
 class ExportSettings(Settings):
     quantize: Literal["none", "int8"]
+    bf16_loss: float  # of test accuracy, in [0, 1], up to which a version may answer in it
+    int8_loss: float
 
 
 class CommandSettings(Settings):

@@ -1,5 +1,6 @@
-"""An ONNX Runtime session, and what its file says of itself."""
+"""A model that answers: a file, what it says of itself, and the precision that it runs in."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -7,15 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from serving.model.contract import INPUT, OUTPUT, Metadata
+from serving.model.contract import Metadata
 from serving.model.cpus import cpus
 from serving.model.errors import ModelError, UserError, is_out_of_memory
 from serving.model.pictures.decoding import opened, pixels_of
 from serving.model.pictures.memory import LARGE, LargePicture
+from serving.model.precision import Choice, Precision
+from serving.model.runtime import CPU, Runtime, open_file, properties_of, quickest
 
-CPU = ("CPUExecutionProvider",)
+log = logging.getLogger(__name__)
+
 Answer = np.ndarray | Exception
 
 
@@ -23,33 +26,33 @@ class Predictor:
     """A model that has passed its self-test.
 
     Args:
-        path: an ONNX file with our metadata.
+        path: an ONNX file with our metadata. Beside it may lie what else its version has, such as NAME-int8.onnx.
         version: the registry's.
         providers: of ONNX Runtime, in order of preference; those that its installed build lacks are left out.
+        precision: one that the version allows, or `auto`: the quickest of those that are to be had here. A file that is
+            INT8 itself runs as such.
 
     Raises:
-        UserError: ONNX Runtime has none of the providers.
-        ModelError: it can't be loaded, or fails its self-test.
+        UserError: nothing here has the precision, or ONNX Runtime has none of the providers.
+        ModelError: it can't be loaded, does not allow the precision, or fails its self-test.
     """
 
-    def __init__(self, path: Path, version: str = "file", providers: Sequence[str] = CPU) -> None:
-        available = [name for name in providers if name in onnxruntime.get_available_providers()]
-        if not available:
-            known = ", ".join(onnxruntime.get_available_providers())
-            raise UserError(f"SERVING_PROVIDERS={','.join(providers)}: the installed ONNX Runtime has only {known}")
-        threads = cpus()
+    def __init__(
+        self, path: Path, version: str = "file", providers: Sequence[str] = (CPU,), precision: Choice = "fp32"
+    ) -> None:
+        cpus()  # a wrong setting is not the file's fault
+        self.version = version
         try:
-            self._on_all_cores = open_session(path, available, threads)
-            # A core for each batch: threads that share the work on one picture wait for one another.
-            one_core = available[0] == CPU[0] and threads > 1
-            self._on_one_core = open_session(path, available, threads=1) if one_core else self._on_all_cores
-            self.metadata = Metadata.from_properties(self._on_all_cores.get_modelmeta().custom_metadata_map)
+            self._runtime, self.precision = _opened(path, providers, precision)
+            self.metadata = Metadata.from_properties(self._runtime.properties)
             self._self_test()
-        except Exception as error:  # ONNX Runtime raises a kind of its own for every way a file can be wrong
+        except UserError:
+            raise
+        except Exception as error:  # a runtime raises a kind of its own for every way a file can be wrong
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
             raise ModelError(f"{path} is not one of our ONNX models ({reason})") from error
-        self.providers: list[str] = self._on_all_cores.get_providers()
-        self.version = version
+        self.runtime = self._runtime.name
+        self.providers = self._runtime.units
         self.loaded_at = datetime.now(UTC)
 
     @property
@@ -62,7 +65,7 @@ class Predictor:
 
         With `all_cores` a CPU's cores share the work, which is right where nothing else runs meanwhile.
         """
-        return run_session(self._on_all_cores if all_cores else self._on_one_core, images)
+        return self._runtime.run(images, all_cores=all_cores)
 
     def classify(
         self,
@@ -124,10 +127,10 @@ class Predictor:
         return [answers[index] for index in range(len(answers))]
 
     def _self_test(self) -> None:
-        """Classifies generated pictures, which also warms the sessions up."""
+        """Classifies generated pictures, which also warms the runtime up."""
         pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
-        for session in {self._on_all_cores, self._on_one_core}:
-            probabilities = run_session(session, pictures)
+        for all_cores in (True, False):
+            probabilities = self.predict(pictures, all_cores=all_cores)
             if probabilities.shape != (2, len(self.classes)):
                 raise ValueError(f"probabilities of shape {probabilities.shape} for {len(self.classes)} classes")
             # What is not finite does not add up to 1 either.
@@ -135,23 +138,40 @@ class Predictor:
                 raise ValueError("the probabilities of a generated picture do not add up to 1")
 
 
-def open_session(
-    path: Path, providers: Sequence[str] = CPU, threads: int | None = None
-) -> onnxruntime.InferenceSession:
-    """A session with so many threads; None: one for each CPU that is given."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or cpus()
-    # Between runs, threads that spin while they wait take the cores that decode pictures and answer requests.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(path, options, providers=providers)
+def file_for(path: Path, precision: Precision) -> Path:
+    """A version's file for a precision: that of float32 for bf16 as well, the others beside it."""
+    return path if precision in ("fp32", "bf16") else path.with_name(f"{path.stem}-{precision}{path.suffix}")
 
 
-def run_session(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes)."""
-    options = None
-    if images[..., 0].size > LARGE and session.get_providers() == [*CPU]:
-        # The arena would keep for good what a model that is fed at full size needs for it.
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    (probabilities,) = session.run([OUTPUT], {INPUT: images}, options)
-    return probabilities
+def _opened(path: Path, providers: Sequence[str], choice: Choice) -> tuple[Runtime, Precision]:
+    """The runtime with the file of the precision that is chosen."""
+    about = Metadata.from_properties(properties_of(path))
+    own = about.own_precision
+    if own != "fp32" and choice not in ("fp32", "auto", own):
+        raise ModelError(f"{path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
+    if own != "fp32":
+        return open_file(path, own, providers), own
+    if choice == "fp32":
+        return open_file(path, choice, providers), choice
+    if choice == "auto":
+        return _quickest(path, providers, about)
+    name = quickest(choice, providers)
+    said = next((each for each in about.measured if (each.precision, each.runtime) == (choice, name)), None)
+    if said is None or not said.allowed:
+        reason = f"its accuracy is {said.accuracy:.2%} there" if said else f"it was not measured in {name}"
+        raise ModelError(f"{path} does not allow SERVING_PRECISION={choice}: {reason}; choose another one, or auto")
+    return open_file(file_for(path, choice), choice, providers, name), choice
+
+
+def _quickest(path: Path, providers: Sequence[str], about: Metadata) -> tuple[Runtime, Precision]:
+    """The quickest precision that the version allows and that works here; in the end float32."""
+    for said in sorted(about.measured, key=lambda said: -said.speed):
+        if not said.allowed or said.speed <= 1:
+            continue
+        try:
+            if quickest(said.precision, providers) == said.runtime:
+                file = file_for(path, said.precision)
+                return open_file(file, said.precision, providers, said.runtime), said.precision
+        except Exception as error:  # this CPU or this environment lacks it, or the file
+            log.warning("%s can't run in %s here, and the next best is tried: %s", path, said.precision, error)
+    return open_file(path, "fp32", providers), "fp32"

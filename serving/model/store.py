@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.model import registry
 from serving.model.errors import ModelError, RegistryError, UserError
+from serving.model.precision import Choice
 from serving.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,12 @@ class ModelStore:
     The last good copy of every name is kept under serving/ in `state_dir`.
     """
 
-    def __init__(self, model: str, state_dir: Path, providers: Sequence[str]) -> None:
+    def __init__(self, model: str, state_dir: Path, providers: Sequence[str], precision: Choice = "fp32") -> None:
         registry.use_short_timeouts()
         self._model = model
         self._state_dir = state_dir
         self._providers = providers
+        self._precision = precision
         self._directory = state_dir / "serving" / model.removeprefix(registry.SCHEME)
         self._registered = model.startswith(registry.SCHEME)
         # An alias may name another version tomorrow; a file or a version stays what it is.
@@ -42,7 +44,7 @@ class ModelStore:
         raises UserError or RegistryError if there is none.
         """
         if not self._registered:
-            return Predictor(registry.onnx_file(self._model, self._state_dir), providers=self._providers)
+            return self._predictor(registry.onnx_file(self._model, self._state_dir), "file")
         try:
             version = self.find_version()
         except ModelError:  # the registry says that there is none: a copy would hide it
@@ -58,7 +60,7 @@ class ModelStore:
         """Loads the last good copy on disk without asking the registry; as `load` where there is none."""
         if copy := self._copy():
             try:
-                return Predictor(copy, copy.stem, self._providers)
+                return self._predictor(copy, copy.stem)
             except ModelError as error:
                 log.warning("%s; it is fetched again", error)
         return self.load()
@@ -94,7 +96,7 @@ class ModelStore:
         if not copy.is_file():
             return None
         try:
-            predictor = Predictor(copy, version, self._providers)
+            predictor = self._predictor(copy, version)
         except ModelError as error:
             log.warning("%s; it is fetched again", error)
             return None
@@ -111,17 +113,24 @@ class ModelStore:
             file = registry.download(self._model, version, self._state_dir, Path(folder) if folder else None)
             predictor = self._checked(file, version, check)
             if folder and Path(folder).parent == self._directory:
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())  # a power cut must not leave an empty copy
-                file.replace(self._directory / f"{version}.onnx")
-                for other in self._directory.glob("*.onnx"):
-                    if other.stem != version:
-                        other.unlink(missing_ok=True)
+                self._keep(file, version)
         return predictor
+
+    def _keep(self, file: Path, version: str) -> None:
+        """Puts a version's files in the place of what was kept: model-int8.onnx as VERSION-int8.onnx, float32 last."""
+        before = set(self._directory.glob("*.onnx"))
+        for each in (*file.parent.glob(f"{file.stem}-*.onnx"), file):
+            with open(each, "rb") as written:
+                os.fsync(written.fileno())  # a power cut must not leave an empty copy
+            kept = self._directory / each.name.replace(file.stem, version, 1)
+            each.replace(kept)
+            before.discard(kept)
+        for other in before:
+            other.unlink(missing_ok=True)
 
     def _checked(self, file: Path, version: str, check: Callable[[Predictor], None]) -> Predictor:
         try:
-            predictor = Predictor(file, version, self._providers)
+            predictor = self._predictor(file, version)
             check(predictor)
         except ModelError as error:
             raise ModelError(f"version {version} of {self._model} does not work: {error}") from error
@@ -131,11 +140,15 @@ class ModelStore:
         if not (copy := self._copy()):
             raise error
         log.warning("%s; using version %s, kept in %s", error, copy.stem, copy.parent)
-        return Predictor(copy, copy.stem, self._providers)
+        return self._predictor(copy, copy.stem)
+
+    def _predictor(self, file: Path, version: str) -> Predictor:
+        return Predictor(file, version, self._providers, self._precision)
 
     def _copy(self) -> Path | None:
         """VERSION.onnx, the last one that was fetched."""
-        copies = self._directory.glob("*.onnx") if self._registered else []
+        found = self._directory.glob("*.onnx") if self._registered else []
+        copies = [path for path in found if path.stem.isdecimal()]  # without those of other precisions
         return max(copies, key=lambda path: path.stat().st_mtime, default=None)
 
 

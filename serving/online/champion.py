@@ -25,7 +25,7 @@ class Champion:
     def __init__(
         self, settings: Settings, predictor: Predictor | None, last_answered: Callable[[], bytes | None]
     ) -> None:
-        self._store = ModelStore(settings.model, settings.state_dir, settings.providers)
+        self._store = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision)
         self._poll_seconds = settings.poll_seconds
         self._max_pixels = settings.max_pixels
         self._last_answered = last_answered
@@ -92,7 +92,7 @@ class Champion:
     def _use(self, predictor: Predictor) -> None:
         metrics.MODEL.clear()
         said = predictor.metadata
-        metrics.MODEL.labels(said.model_name, predictor.version, said.mlflow_run_id).set(1)
+        metrics.MODEL.labels(said.model_name, predictor.version, said.mlflow_run_id, predictor.precision).set(1)
         metrics.MODEL_CHANGES.labels("taken").inc()
         self._predictor = predictor
-        log.info("version %s answers from now on", predictor.version)
+        log.info("version %s answers from now on, in %s", predictor.version, predictor.precision)

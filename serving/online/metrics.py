@@ -33,7 +33,7 @@ PREDICTIONS = Counter("classifier_predictions", "Pictures by the class they were
 CONFIDENCE = Histogram(
     "classifier_confidence", "Probability of the class that was answered", buckets=[step / 10 for step in range(1, 11)]
 )
-MODEL = Gauge("classifier_model_info", "The model that answers", ["name", "version", "run_id"])
+MODEL = Gauge("classifier_model_info", "The model that answers", ["name", "version", "run_id", "precision"])
 MODEL_CHANGES = Counter("classifier_model_changes", "New versions: taken, or failed and not taken", ["outcome"])
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from serving.model.predictor import Predictor
 
-MODEL = {"name": "efficientnet_lite0", "version": "3", "run_id": "0f3a5c", "data": "cifar10"}
+MODEL = {"name": "efficientnet_lite0", "version": "3", "run_id": "0f3a5c", "data": "cifar10", "precision": "fp32"}
 PREDICTION = {"label": "cat", "confidence": 0.97, "probabilities": {"cat": 0.97, "dog": 0.03}}
 PROBLEM = {"code": "broken_picture", "message": "The picture is broken: image file is truncated."}
 
@@ -62,11 +62,18 @@ class ModelName(BaseModel):
     version: str
     run_id: str
     data: str
+    precision: str = Field(description="That it has answered in: fp32, bf16, int8 or fp16.")
 
     @classmethod
     def of(cls, predictor: Predictor) -> "ModelName":
         said = predictor.metadata
-        return cls(name=said.model_name, version=predictor.version, run_id=said.mlflow_run_id, data=said.data_name)
+        return cls(
+            name=said.model_name,
+            version=predictor.version,
+            run_id=said.mlflow_run_id,
+            data=said.data_name,
+            precision=predictor.precision,
+        )
 
 
 class ModelInfo(ModelName):
@@ -78,12 +85,14 @@ class ModelInfo(ModelName):
         metrics={"test_accuracy": 0.97},
         metadata={"image_size": "224", "git_commit": "0f3a5c"},
         loaded_at="2026-01-31T12:00:00Z",
+        runtime="onnxruntime",
         providers=["CPUExecutionProvider"],
     )
     classes: list[str]
     metrics: dict[str, float] = Field(description="Over the test set, when it was trained.")
     metadata: dict[str, str] = Field(description="What its ONNX file says of itself.")
     loaded_at: datetime
+    runtime: str = Field(description="What runs it: onnxruntime or openvino.")
     providers: list[str] = Field(description="What runs it, in order of preference.")
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from safetensors.torch import load_file
 
-from serving.model.contract import CONTRACT, INPUT, MODEL_FILE, OUTPUT, Metadata
+from serving.model.contract import CONTRACT, INPUT, MODEL_FILE, OUTPUT, Measured, Metadata
 from serving.model.errors import ModelError, UserError
+from serving.model.precision import Precision
+from serving.model.predictor import file_for
+from serving.model.runtime import runtimes
 from training import tracking
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
 from training.release.export import export_onnx, onnx_classify, parity
-from training.release.quantization import LARGEST_LOSS, quantize_int8, speed_ratio
+from training.release.quantization import quantize_int8, speed_ratio
+from training.release.registry import PRECISIONS
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +49,19 @@ def export_run(run_id: str) -> str:
     if tags["data_fingerprint"] != data.fingerprint:
         raise UserError(f"the pictures of run {run_id} have changed since it was trained; train it again")
     with tempfile.TemporaryDirectory() as directory:
-        path, quantization = Path(directory) / MODEL_FILE, "none"
+        path = Path(directory) / MODEL_FILE
         export_onnx(load_model(run_id), path)
-        probabilities = _checked_against_pytorch(path, run_id, data)
+        exact = _checked_against_pytorch(path, run_id, data)
+        tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, exact)
+        files = {path: exact}
+        measured = _measured(path, path, "bf16", exact, data, settings.export.bf16_loss)
         if settings.export.quantize == "int8":
-            int8, int8_probabilities, kept = _quantized(path, run_id, data, probabilities)
-            if kept:
-                path, probabilities, quantization = int8, int8_probabilities, "int8"
-        tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, probabilities)
+            int8 = file_for(path, "int8")
+            quantize_int8(path, int8, data.train)
+            found = _measured(path, int8, "int8", exact, data, settings.export.int8_loss)
+            measured |= found
+            if any(said.allowed for said in found):
+                files[int8] = next(iter(found.values()))
         metadata = Metadata(
             contract=CONTRACT,
             classes=data.classes,
@@ -65,11 +75,21 @@ def export_run(run_id: str) -> str:
             fit=settings.model.fit,
             crop_share=settings.model.crop_share,
             decode_shorter_side=settings.model.decoding.shorter_side,
-            quantization=quantization,
-            test=evaluate(probabilities, data.test, data.classes).metrics,
+            measured=list(measured),
             **{name: tags[name] for name in ("git_commit", "git_dirty", "data_fingerprint")},
         )
-        return _log_onnx(run_id, path, metadata)
+        for file, probabilities in files.items():
+            own = {"precision": "fp32" if file == path else "int8"}
+            test = evaluate(probabilities, data.test, data.classes).metrics
+            _describe(file, metadata.model_copy(update={**own, "test": test}))
+        _tell(run_id, measured)
+        return _log_onnx(run_id, list(files))
+
+
+def _describe(file: Path, metadata: Metadata) -> None:
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, metadata.properties())
+    onnx.save(model, file)
 
 
 def load_model(run_id: str) -> ImageClassifier:
@@ -80,18 +100,21 @@ def load_model(run_id: str) -> ImageClassifier:
     return model.eval()
 
 
-def _log_onnx(run_id: str, path: Path, metadata: Metadata) -> str:
+def _log_onnx(run_id: str, files: list[Path]) -> str:
+    """Logs the file of float32, which comes first, as a model, and those of other precisions beside it."""
+    path, *others = files
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, metadata.properties())
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.onnx.log_model(
             model,
             name="onnx",
             signature=SIGNATURE,
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
-            metadata=metadata.properties(),
+            metadata={each.key: each.value for each in model.metadata_props},
             save_as_external_data=False,  # one file that is enough by itself
         )
+        for other in others:
+            MlflowClient().log_model_artifact(logged.model_id, str(other))
     return str(logged.model_uri)
 
 
@@ -110,20 +133,48 @@ def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.nda
     return probabilities
 
 
-def _quantized(path: Path, run_id: str, data: ImageData, probabilities: np.ndarray) -> tuple[Path, np.ndarray, bool]:
-    """The INT8 file beside `path`, its probabilities of the test pictures, and whether it is as good."""
-    int8 = path.with_name(f"int8-{path.name}")
-    quantize_int8(path, int8, data.train)
-    classify = onnx_classify(int8)
-    answers = predict(classify, data.test, "checking the INT8 file")
-    before, after = (float((array.argmax(axis=1) == data.test.labels).mean()) for array in (probabilities, answers))
-    ratio = speed_ratio(classify, onnx_classify(path), next(data.test.batches(BATCH_SIZE))[1])
-    kept = before - after <= LARGEST_LOSS
-    metrics = {"float32_test_accuracy": before, "int8_test_accuracy": after, "int8_speed_ratio": ratio}
-    mlflow.log_metrics({**metrics, "int8_kept": kept}, run_id=run_id)
-    verdict = "kept" if kept else f"rejected, since it loses more than {100 * LARGEST_LOSS:.1f} points of accuracy"
-    log.info(
-        f"INT8 is {verdict}: {after:.2%} of the test pictures are right, {before:.2%} in float32; "
-        f"{ratio:.1f} times as fast"
+def _measured(
+    exact_file: Path, file: Path, precision: Precision, exact: np.ndarray, data: ImageData, largest_loss: float
+) -> dict[Measured, np.ndarray]:
+    """What a precision does over the whole test set, in each runtime here that has it, with its probabilities.
+
+    `exact`: the probabilities of `exact_file` in float32.
+    """
+    found = {}
+    images = next(data.test.batches(BATCH_SIZE))[1]
+    for runtime in runtimes(precision):
+        classify = onnx_classify(file, precision, runtime)
+        probabilities = predict(classify, data.test, f"measuring {precision} in {runtime}")
+        before, after = (float((each.argmax(1) == data.test.labels).mean()) for each in (exact, probabilities))
+        said = Measured(
+            precision=precision,
+            runtime=runtime,
+            accuracy=after,
+            changed=float((exact.argmax(1) != probabilities.argmax(1)).mean()),
+            largest_change=float(np.abs(exact - probabilities).max()),
+            speed=round(speed_ratio(classify, onnx_classify(exact_file), images), 2),
+            allowed=before - after <= largest_loss,
+        )
+        log.info("%s", _sentence(said, before))
+        found[said] = probabilities
+    return found
+
+
+def _sentence(said: Measured, before: float) -> str:
+    """A sentence about a precision; `before`: the accuracy in float32."""
+    verdict = "is allowed" if said.allowed else "loses too much and is not allowed"
+    return (
+        f"{said.precision} in {said.runtime} {verdict}: {said.accuracy:.2%} of the test pictures are right, {before:.2%} "
+        f"in fp32; {said.changed:.2%} get another class, a probability changes by up to {said.largest_change:.1e}; "
+        f"{said.speed:.1f} times as fast"
     )
-    return int8, answers, kept
+
+
+def _tell(run_id: str, measured: Collection[Measured]) -> None:
+    """Logs what each precision costs and gains as metrics of the run, and in words for its version's description."""
+    client = MlflowClient()
+    before = client.get_run(run_id).data.metrics["test_accuracy"]
+    for said in measured:
+        values = said.model_dump(exclude={"precision", "runtime"})
+        mlflow.log_metrics({f"{said.precision}_{said.runtime}_{name}": v for name, v in values.items()}, run_id=run_id)
+    client.set_tag(run_id, PRECISIONS, ".\n".join(_sentence(said, before) for said in measured))

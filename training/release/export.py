@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
 from serving.model.contract import INPUT, OUTPUT
-from serving.model.predictor import open_session, run_session
+from serving.model.precision import Precision
+from serving.model.runtime import open_file
 from training.model.classifier import ImageClassifier
 from training.quality.evaluation import Classify
 
@@ -61,9 +62,9 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     onnx.save(model, path)
 
 
-def onnx_classify(path: Path) -> Classify:
-    """An ONNX file, which needs no metadata yet, as a function of arrays."""
-    return partial(run_session, open_session(path))
+def onnx_classify(path: Path, precision: Precision = "fp32", runtime: str = "") -> Classify:
+    """An ONNX file, which needs no metadata yet, as a function of arrays; in the quickest runtime if none is named."""
+    return partial(open_file(path, precision, name=runtime).run, all_cores=True)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from training.data.pictures import Pictures
 from training.quality.evaluation import Classify
 
 CALIBRATION_PICTURES = 512
-# What the accuracy may lose, in [0, 1].
-LARGEST_LOSS = 0.005
 # With the activations after them: 8 bits are spent on what passes through those, not on what they cut off.
 LAYERS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
 

@@ -13,6 +13,7 @@ from training import tracking
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = "precisions"  # the tag of a run that says what each costs and gains
 PREVIOUS = "previous_champion"  # the tag that names the version a champion replaced
 
 
@@ -28,6 +29,8 @@ def register(run_id: str, model_uri: str, name: str) -> str:
     known = client.search_model_versions(f"name = '{name}' and tags.model_uri = '{model_uri}'")
     version = known[0] if known else mlflow.register_model(model_uri, name, tags=tags)
     client.set_registered_model_alias(name, CHALLENGER, version.version)
+    if words := run.data.tags.get(PRECISIONS):
+        client.update_model_version(name, version.version, f"Precisions beside float32:\n\n{words}.")
     log.info("registered %s version %s", name, version.version)
     return str(version.version)
 

@@ -21,6 +21,7 @@ async def model(request: Request) -> Response:
         metrics={f"test_{name}": value for name, value in predictor.metadata.test.items()},
         metadata=predictor.metadata.properties(),
         loaded_at=predictor.loaded_at,
+        runtime=predictor.runtime,
         providers=predictor.providers,
     )
     return Response(info.model_dump_json(), media_type="application/json")

@@ -11,12 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from serving.model.errors import UserError
-from serving.model.predictor import open_session, run_session
 from tests.helpers.commands import assert_raises_in_words
 from training.config import compose
 from training.loop.trainable import check_trainable
 from training.model.classifier import build_model
-from training.release.export import export_onnx, parity
+from training.release.export import export_onnx, onnx_classify, parity
 
 KINDS = {
     "test_convnext": "layer norm after depthwise convolutions",
@@ -52,12 +51,12 @@ def test_a_model_trains_and_its_file_answers_alike(name: str, tmp_path: Path) ->
 
     model.eval()
     export_onnx(model, tmp_path / "model.onnx")
-    session = open_session(tmp_path / "model.onnx")
+    classify = onnx_classify(tmp_path / "model.onnx")
     for shape in ((2, size, size, 3), (3, 70, 50, 3)):
         pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         with torch.inference_mode():
             expected = model(torch.from_numpy(pictures)).softmax(1).numpy()
-        assert parity(expected, run_session(session, pictures)).holds
+        assert parity(expected, classify(pictures)).holds
 
 
 @pytest.mark.parametrize(
