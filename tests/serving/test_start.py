@@ -48,7 +48,7 @@ def test_a_model_that_is_not_there_ends_with_code_2(trained: Trained) -> None:
 )
 def test_a_model_that_can_not_be_had_is_named(trained: Trained, model: str, words: list[str]) -> None:
     settings = load_settings(model=model)
-    store = ModelStore(settings.model, settings.state_dir, settings.providers)
+    store = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision)
     assert_raises_in_words(UserError, store.load, *words)
 
 

@@ -164,8 +164,9 @@ def _sentence(said: Measured, before: float) -> str:
     """A sentence about a precision; `before`: the accuracy in float32."""
     verdict = "is allowed" if said.allowed else "loses too much and is not allowed"
     return (
-        f"{said.precision} in {said.runtime} {verdict}: {said.accuracy:.2%} of the test pictures are right, {before:.2%} "
-        f"in fp32; {said.changed:.2%} get another class, a probability changes by up to {said.largest_change:.1e}; "
+        f"{said.precision} in {said.runtime} {verdict}: {said.accuracy:.2%} of the test pictures are right, "
+        f"{before:.2%} in fp32; {said.changed:.2%} get another class, a probability changes by up to "
+        f"{said.largest_change:.1e}; "
         f"{said.speed:.1f} times as fast"
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from serving.model.cpus import batches, cpus
 from serving.model.errors import UserError
-from serving.model.predictor import Predictor
+from serving.model.runtime import OnnxRuntime
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.state import ROOT, Trained
 
@@ -36,9 +36,9 @@ def test_a_setting_overrides_it(trained: Trained, monkeypatch: pytest.MonkeyPatc
     assert (cpus(), batches()) == (3, 4)
     monkeypatch.setenv("SERVING_THREADS", "1")
     assert (cpus(), batches()) == (1, 1)
-    predictor = Predictor(trained.onnx)
-    assert predictor._on_all_cores is predictor._on_one_core
-    assert predictor._on_all_cores.get_session_options().intra_op_num_threads == 1
+    runtime = OnnxRuntime(trained.onnx, ("CPUExecutionProvider",))
+    assert runtime._on_all_cores is runtime._on_one_core
+    assert runtime._on_all_cores.get_session_options().intra_op_num_threads == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])

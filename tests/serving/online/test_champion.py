@@ -15,6 +15,7 @@ from onnx import helper
 
 from serving.model.errors import RegistryError
 from serving.model.registry import CHAMPION, DEFAULT_NAME, champion_uri, version_uri
+from serving.model.runtime import runtimes
 from serving.model.store import ModelStore
 from tests.helpers.commands import assert_user_error, run_module
 from tests.helpers.pictures import png
@@ -155,6 +156,31 @@ def test_a_version_that_fails_at_a_picture_that_the_old_one_answered_is_broken(
         assert "no answer to a picture that was answered" in caplog.text
         assert version(client) == trained.version
         assert client.post("/classify", files={"image": png()}).status_code == 200
+
+
+@pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
+def test_a_version_that_does_not_allow_the_precision_leaves_the_old_one(
+    in_process: InProcess, trained: Trained, own_registry: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {"precision": "bf16", "runtime": "openvino", "accuracy": 0.5, "changed": 0, "largest_change": 0, "speed": 1}
+
+    def measured(allowed: bool) -> onnx.ModelProto:
+        model = onnx.load(trained.onnx)
+        properties = {each.key: each.value for each in model.metadata_props}
+        measures = json.dumps([{**said, "allowed": allowed}])
+        onnx.helper.set_model_props(model, {**properties, "measured": measures})
+        return model
+
+    first = promote(trained, measured(True))
+    with in_process(model=champion_uri(), poll_seconds=0.2, precision="bf16") as client:
+        assert client.get("/model").json()["precision"] == "bf16"
+        failed = changes(client, "failed")
+        promote(trained, measured(False))
+        wait_until(lambda: changes(client, "failed") == failed + 1)
+        assert version(client) == first
+        assert "does not allow SERVING_PRECISION=bf16: its accuracy is 50.00%" in caplog.text
+        third = promote(trained, measured(True))
+        wait_until(lambda: version(client) == third)
 
 
 def test_a_registry_that_goes_away_is_told_of_once(

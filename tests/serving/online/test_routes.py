@@ -26,7 +26,7 @@ def test_curl_gets_one_object_that_names_its_model(service: str, trained: Traine
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert set(answer) == {"label", "confidence", "probabilities", "model", "request_id"}
     model = {"name": "efficientnet_lite0", "version": trained.version, "run_id": trained.run_id, "data": "digits"}
-    assert answer["model"] == model
+    assert answer["model"] == {**model, "precision": "fp32"}
 
 
 def test_the_likeliest_classes_come_first(client: httpx.Client) -> None:

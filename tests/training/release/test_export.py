@@ -7,9 +7,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from serving.model.contract import CONTRACT, MODEL_FILE
+from serving.model.contract import CONTRACT, MODEL_FILE, Metadata
 from serving.model.pictures.decoding import AS_SHOWN
-from serving.model.predictor import Predictor
+from serving.model.predictor import Predictor, file_for
+from serving.model.runtime import properties_of, runtimes
 from tests.helpers.state import TINY, Trained
 from training import tracking
 from training.config import compose
@@ -17,6 +18,7 @@ from training.data.split import load_data
 from training.quality.evaluation import predict, torch_classify
 from training.release.candidate import export_run, load_model
 from training.release.export import onnx_classify, parity
+from training.release.registry import register
 from training.train import train
 
 
@@ -73,26 +75,42 @@ def test_parity_tells_ties_from_disagreements() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("largest_loss", "kept"), [(1.0, True), (-1.0, False)])
-def test_int8_is_kept_where_it_is_as_accurate(
-    largest_loss: float, kept: bool, quantizable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("training.release.candidate.LARGEST_LOSS", largest_loss)
-    file = Path(mlflow.artifacts.download_artifacts(export_run(quantizable), dst_path=str(tmp_path))) / MODEL_FILE
-    metadata, metrics = Predictor(file).metadata, MlflowClient().get_run(quantizable).data.metrics
-    accuracy = metrics["int8_test_accuracy" if kept else "float32_test_accuracy"]
-    assert metadata.quantization == ("int8" if kept else "none")
-    assert metadata.test["accuracy"] == accuracy
-    assert metrics["int8_kept"] == kept
-    assert metrics["int8_speed_ratio"] > 0
-    # A weight takes one byte instead of four.
-    weights = tracking.artifact(quantizable, tracking.WEIGHTS_FILE).stat().st_size
-    assert (file.stat().st_size < weights / 2) is kept
+def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kept: bool, tmp_path: Path) -> None:
+    losses = [f"export.bf16_loss={largest_loss}", f"export.int8_loss={largest_loss}"]
+    run_id = train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8", *losses]))
+    file = Path(mlflow.artifacts.download_artifacts(export_run(run_id), dst_path=str(tmp_path))) / MODEL_FILE
+    int8 = file_for(file, "int8")
+    assert int8.exists() is kept
 
-    data = load_data(tracking.run_settings(quantizable).data, 42, AS_SHOWN)
-    served = np.load(tracking.artifact(quantizable, tracking.SERVED_PROBABILITIES_FILE))
-    np.testing.assert_allclose(predict(onnx_classify(file), data.test, "again"), served, atol=1e-5)
+    settings = tracking.run_settings(run_id)
+    data = load_data(settings.data, settings.seed, AS_SHOWN)
+    exact = predict(onnx_classify(file), data.test, "in float32")
+    np.testing.assert_allclose(exact, np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE)), atol=1e-5)
+    measured = Metadata.from_properties(properties_of(file)).measured
+    assert {(said.precision, said.runtime) for said in measured} >= {("int8", name) for name in runtimes("int8")}
+    assert all(said.allowed is kept for said in measured)
+    run, version = MlflowClient().get_run(run_id), register(run_id, logged_model(run_id), "precise")
+    description = tracking.connect().get_model_version("precise", version).description
+    for said in measured:
+        assert run.data.metrics[f"{said.precision}_{said.runtime}_accuracy"] == said.accuracy
+        assert f"{said.precision} in {said.runtime} {'is allowed' if kept else 'loses too much'}" in description
+        if not kept:
+            continue
+        # What was measured is what it answers.
+        answers = predict(
+            onnx_classify(file_for(file, said.precision), said.precision, said.runtime), data.test, "again"
+        )
+        assert said.accuracy == (answers.argmax(1) == data.test.labels).mean()
+        assert said.changed == (answers.argmax(1) != exact.argmax(1)).mean()
+        assert said.largest_change == pytest.approx(np.abs(answers - exact).max(), abs=1e-6)
+        assert said.largest_change > 0
+    if kept:
+        about = Metadata.from_properties(properties_of(int8))
+        assert (about.precision, about.mlflow_run_id) == ("int8", run_id)
+        # A weight takes one byte instead of four.
+        assert int8.stat().st_size < file.stat().st_size / 2
 
 
-@pytest.fixture(scope="module")
-def quantizable() -> str:
-    return train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8"]))
+def logged_model(run_id: str) -> str:
+    (output,) = MlflowClient().get_run(run_id).outputs.model_outputs
+    return f"models:/{output.model_id}"

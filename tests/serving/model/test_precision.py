@@ -1,0 +1,171 @@
+"""A model in another precision: the same answers online, offline and in evaluation, and only where it is allowed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from pyarrow import parquet
+
+from serving.batch.prediction import BatchPrediction
+from serving.model.contract import Metadata
+from serving.model.errors import ModelError, UserError
+from serving.model.pictures.files import open_pictures
+from serving.model.precision import chosen
+from serving.model.predictor import Predictor, file_for
+from serving.model.runtime import open_file, quickest, runtimes
+from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
+from tests.helpers.service import InProcess, edit_onnx, metric
+from tests.helpers.state import TINY, Trained
+from tests.helpers.waiting import free_port
+from training import tracking
+from training.config import compose
+from training.release.candidate import export_run
+from training.release.registry import register
+from training.train import train
+
+NAME = "precise"
+QUICK = [
+    pytest.param(name, marks=pytest.mark.skipif(not runtimes(name), reason=f"this CPU has no {name}"))
+    for name in ("bf16", "int8")
+]
+
+
+@pytest.fixture(scope="module")
+def version(trained: Trained) -> Path:
+    """The file of float32 of a version that allows every precision."""
+    from serving.model.registry import onnx_file, version_uri
+
+    losses = ["export.bf16_loss=1", "export.int8_loss=1"]
+    run_id = train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8", *losses]))
+    version = register(run_id, export_run(run_id), NAME)
+    return onnx_file(version_uri(NAME, version), tracking.state_dir())
+
+
+def edited(version: Path, folder: Path, edit: Callable[[Metadata], Metadata]) -> Path:
+    """The version, with other metadata in its file of float32, and the others beside it."""
+
+    def change(model: onnx.ModelProto) -> None:
+        about = Metadata.from_properties({each.key: each.value for each in model.metadata_props})
+        onnx.helper.set_model_props(model, edit(about).properties())
+
+    for other in version.parent.glob("model-*.onnx"):
+        (folder / other.name).write_bytes(other.read_bytes())
+    return edit_onnx(version, folder / version.name, change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", *QUICK, "auto"])
+def test_the_same_answers_online_offline_and_in_evaluation(
+    in_process: InProcess, version: Path, image_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    predictor = Predictor(version, precision=precision)  # type: ignore[arg-type]
+    with BatchPrediction(open_pictures(image_folder, "source"), predictor, tmp_path / "out.parquet", 10_000) as offline:
+        for _ in offline.run():
+            pass
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table.schema.metadata[b"answered_in"].decode() == predictor.precision
+    exact = Predictor(version)
+    changed = 0.0
+    with in_process(model=str(version), precision=precision) as client:
+        about = client.get("/model").json()
+        assert (about["precision"], about["runtime"]) == (predictor.precision, predictor.runtime)
+        assert metric(client, "classifier_model_info", precision=predictor.precision) == 1
+        for row in table.to_pylist():
+            content = (image_folder / row["name"]).read_bytes()
+            answer = client.post("/classify", files={"image": content}).raise_for_status().json()
+            assert answer["model"]["precision"] == predictor.precision
+            (evaluated,) = predictor.classify([content], 10_000, all_cores=True)
+            (expected,) = exact.classify([content], 10_000, all_cores=True)
+            for index, label in enumerate(predictor.classes):
+                assert answer["probabilities"][label] == pytest.approx(row[f"probability_{label}"], abs=1e-6)
+                assert answer["probabilities"][label] == pytest.approx(evaluated[index], abs=1e-6)
+            changed = max(changed, float(np.abs(evaluated - expected).max()))
+    assert (changed > 1e-6) is (predictor.precision != "fp32"), "another precision answers otherwise"
+
+
+@pytest.mark.parametrize("precision", QUICK)
+def test_what_was_not_measured_or_loses_too_much_is_refused(version: Path, tmp_path: Path, precision: str) -> None:
+    """In words with an explicit setting; auto takes the next best."""
+
+    def refused(about: Metadata) -> Metadata:
+        return about.model_copy(
+            update={"measured": [said.model_copy(update={"allowed": False}) for said in about.measured]}
+        )
+
+    (tmp_path / "unmeasured").mkdir()
+    for file, words in (
+        (edited(version, tmp_path, refused), "its accuracy is"),
+        (
+            edited(version, tmp_path / "unmeasured", lambda about: about.model_copy(update={"measured": []})),
+            "was not measured",
+        ),
+    ):
+
+        def load(file: Path = file) -> Predictor:
+            return Predictor(file, precision=precision)  # type: ignore[arg-type]
+
+        assert_raises_in_words(ModelError, load, f"SERVING_PRECISION={precision}", words)
+        assert Predictor(file, precision="auto").precision == "fp32"
+
+
+def test_auto_takes_the_quickest_that_is_here(version: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def preferring(precision: str) -> Callable[[Metadata], Metadata]:
+        def edit(about: Metadata) -> Metadata:
+            measured = [
+                said.model_copy(update={"speed": 3.0 if said.precision == precision else 2.0})
+                for said in about.measured
+            ]
+            return about.model_copy(update={"measured": measured})
+
+        return edit
+
+    for precision in ("int8", "bf16"):
+        if runtimes(precision):  # type: ignore[arg-type]
+            (tmp_path / precision).mkdir()
+            file = edited(version, tmp_path / precision, preferring(precision))
+            assert Predictor(file, precision="auto").precision == precision
+    file_for(tmp_path / "int8" / version.name, "int8").unlink()
+    assert Predictor(tmp_path / "int8" / version.name, precision="auto").precision != "int8"
+    assert "can't run in int8 here" in caplog.text
+
+
+def test_an_int8_file_alone_runs_as_what_it_is(in_process: InProcess, version: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes(file_for(version, "int8").read_bytes())
+    assert Predictor(alone).precision == Predictor(alone, precision="auto").precision == "int8"
+    assert_raises_in_words(
+        ModelError, lambda: Predictor(alone, precision="bf16"), "int8 itself", "SERVING_PRECISION=bf16"
+    )
+
+
+def test_int8_runs_where_openvino_is_not(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.model.runtime.has_openvino", lambda: False)
+    assert Predictor(version, precision="int8").runtime == "onnxruntime"
+    assert_raises_in_words(UserError, lambda: Predictor(version, precision="bf16"), "openvino", "not installed")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_service_does_not_start_with_what_is_not_here(version: Path, precision: str) -> None:
+    settings = {"SERVING_MODEL": str(version), "SERVING_PORT": str(free_port()), "SERVING_PRECISION": precision}
+    assert_user_error(run_module("serving", **settings), f"SERVING_PRECISION={precision}")
+
+
+def test_a_wrong_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_PRECISION", "fp8")
+    assert_raises_in_words(UserError, chosen, "SERVING_PRECISION=fp8", "bf16")
+
+
+@pytest.mark.parametrize("precision", QUICK)
+def test_threads_have_answers_of_their_own(version: Path, precision: str) -> None:
+    """Concurrent runs share nothing that the next one overwrites."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    runtime = open_file(file_for(version, precision), precision, name=quickest(precision))  # type: ignore[arg-type]
+    pictures = [np.random.default_rng(seed).integers(0, 256, (2, 40, 40, 3), np.uint8) for seed in range(20)]
+    alone = [runtime.run(each, all_cores=True) for each in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda each: runtime.run(each, all_cores=False), pictures * 5))
+    for one, other in zip(alone * 5, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
