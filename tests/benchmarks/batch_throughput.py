@@ -2,7 +2,8 @@
 
 python -m tests.benchmarks.batch_throughput MODEL.onnx SOURCE [ROUNDS]
 
-Rounds alternate, so that what else the machine does meets both; the figure is the median over them.
+SERVING_PRECISION counts for the former. Rounds alternate, so that what else the machine does meets both; the figure is
+the median over them.
 """
 
 import sys
@@ -15,12 +16,13 @@ import numpy as np
 from serving.batch.prediction import BatchPrediction
 from serving.model.pictures.decoding import MAX_PIXELS, decode
 from serving.model.pictures.files import open_pictures
+from serving.model.precision import chosen
 from serving.model.predictor import Predictor
 from tests.benchmarks.serving_throughput import Raw
 
 
 def main(model: Path, path: Path, rounds: int) -> None:
-    source, predictor = open_pictures(path, "SOURCE"), Predictor(model)
+    source, predictor = open_pictures(path, "SOURCE"), Predictor(model, precision=chosen())
     raw = Raw(model, decode(next(iter(source.read_from(0))).read()))
 
     def offline() -> float:
@@ -34,7 +36,7 @@ def main(model: Path, path: Path, rounds: int) -> None:
     rates = np.array([(raw.load(32, 5)[0], offline()) for _ in range(rounds)])
     limit, ours = np.median(rates, axis=0)
     print(f"ONNX Runtime alone: {limit:.0f} pictures a second")
-    print(f"batch predict, {len(source)} pictures: {ours:.0f} a second, {ours / limit:.1%}")
+    print(f"batch predict in {predictor.precision}, {len(source)} pictures: {ours:.0f} a second, {ours / limit:.1%}")
 
 
 if __name__ == "__main__":

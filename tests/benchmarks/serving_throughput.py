@@ -2,6 +2,8 @@
 
 python -m tests.benchmarks.serving_throughput [SECONDS]
 
+Where the CPU computes in bf16, this service and a plain one with OpenVINO take part in bf16 too.
+
 Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers take
 turns, and all but one are stopped meanwhile, for LitServe takes a sixth of a core while nobody asks it. The load comes
 from the same machine, and takes some of its time. Each rival runs in an environment of its own, which is installed
@@ -33,8 +35,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from serving.model.contract import Metadata
+from serving.model.contract import Measured, Metadata
 from serving.model.pictures.decoding import decode
+from serving.model.runtime import runtimes
 from tests.helpers.pictures import png
 from tests.helpers.state import ROOT
 from tests.helpers.waiting import free_port, wait_until
@@ -46,6 +49,7 @@ from training.release.export import export_onnx
 RIVALS = Path(__file__).with_name("rivals")
 CONCURRENCY = 32
 TURNS = 5
+BF16 = {"SERVING_PRECISION": "bf16"}
 # So many clients, so many seconds -> answers a second, and the median latency in milliseconds.
 Load = Callable[[int, float], tuple[float, float]]
 RUNTIME = [f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"]
@@ -128,7 +132,11 @@ def write_model(directory: Path) -> Path:
     export_onnx(build_model(settings.model, 10), path)
     model = onnx.load(path)
     classes = [str(index) for index in range(10)]
-    metadata = Metadata(classes=classes, model_name="resnet18", mlflow_run_id="none", data_name="none")
+    # What it does to answers does not count for speed either.
+    half = {"precision": "bf16", "runtime": "openvino", "accuracy": 0, "changed": 0, "largest_change": 0, "speed": 2}
+    said = Measured.model_validate({**half, "allowed": True})
+    about = {"model_name": "resnet18", "mlflow_run_id": "none", "data_name": "none"}
+    metadata = Metadata(classes=classes, measured=[said], **about)
     onnx.helper.set_model_props(model, metadata.properties())
     onnx.save(model, path)
     mlflow.onnx.save_model(model, directory / "mlflow", signature=SIGNATURE, save_as_external_data=False)
@@ -194,11 +202,24 @@ def main(seconds: float) -> None:
         path = write_model(Path(directory))
         servers = [
             Server("this service", ["-m", "serving"], "/classify", "/readyz", upload),
+            *(
+                Server("this service, bf16", ["-m", "serving"], "/classify", "/readyz", upload, [], dict(BF16))
+                for _ in runtimes("bf16")
+            ),
             Server(
                 "FastAPI and ONNX Runtime",
                 [str(RIVALS / "plain_fastapi.py"), "{port}"],
                 *("/classify", "/health", upload),
                 [*RUNTIME, "fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"],
+            ),
+            *(
+                Server(
+                    "FastAPI and OpenVINO, bf16",
+                    [str(RIVALS / "plain_openvino.py"), "{port}"],
+                    *("/classify", "/health", upload),
+                    ["openvino==2026.4.1", "fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"],
+                )
+                for _ in runtimes("bf16")
             ),
             Server(
                 "LitServe",

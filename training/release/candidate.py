@@ -54,11 +54,11 @@ def export_run(run_id: str) -> str:
         exact = _checked_against_pytorch(path, run_id, data)
         tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, exact)
         files = {path: exact}
-        measured = _measured(path, path, "bf16", exact, data, settings.export.bf16_loss)
+        measured = measure(path, path, "bf16", exact, data, settings.export.bf16_loss)
         if settings.export.quantize == "int8":
             int8 = file_for(path, "int8")
             quantize_int8(path, int8, data.train)
-            found = _measured(path, int8, "int8", exact, data, settings.export.int8_loss)
+            found = measure(path, int8, "int8", exact, data, settings.export.int8_loss)
             measured |= found
             if any(said.allowed for said in found):
                 files[int8] = next(iter(found.values()))
@@ -133,7 +133,7 @@ def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.nda
     return probabilities
 
 
-def _measured(
+def measure(
     exact_file: Path, file: Path, precision: Precision, exact: np.ndarray, data: ImageData, largest_loss: float
 ) -> dict[Measured, np.ndarray]:
     """What a precision does over the whole test set, in each runtime here that has it, with its probabilities.
