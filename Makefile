@@ -51,7 +51,7 @@ serve: .venv/installed  ## Serve the champion until Ctrl-C; PORT=3000
 .PHONY: bento
 bento: .venv/installed  ## Build a Bento that holds a model; MODEL=models:/NAME@champion or an ONNX file
 	@$(BIN)/python -m serving.model.registry copy=bento.onnx model=$(MODEL)
-	@$(BIN)/bentoml build; built=$$?; rm -f bento.onnx; exit $$built
+	@$(BIN)/bentoml build; built=$$?; rm -f bento*.onnx; exit $$built
 
 .PHONY: mlflow
 mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000

@@ -42,6 +42,11 @@ class Settings(BaseSettings):
     max_batch: PositiveInt = 8  # of one run of the model; on a CPU more are no faster, a GPU has use for 32 and more
     max_seconds: PositiveFloat = 10  # a request that is not answered so long after it has arrived gets 503
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _exact(cls, value: Any) -> Any:
+        return value or "fp32"
+
     @field_validator("root_path")
     @classmethod
     def _one_slash(cls, value: str) -> str:

@@ -35,6 +35,7 @@ Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[Path, Strict(False), BeforeValidator(lambda text: text or None)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Change = Annotated[float, Field(ge=-1, le=1)]  # of a share
 LessThanOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -177,8 +178,8 @@ class SmallDataSettings(Settings):
 
 class ExportSettings(Settings):
     quantize: Literal["none", "int8"]
-    bf16_loss: float  # of test accuracy, in [0, 1], up to which a version may answer in it
-    int8_loss: float
+    bf16_loss: Change  # of test accuracy, in [0, 1], up to which a version may answer in it
+    int8_loss: Change
 
 
 class CommandSettings(Settings):

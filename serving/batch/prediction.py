@@ -58,7 +58,7 @@ class BatchPrediction:
         self._max_pixels = max_pixels
         self._memory = PixelMemory(max_pixel_bytes)
         origin = {"source": source.fingerprint, "max_pixels": str(max_pixels), "model_version": predictor.version}
-        origin |= {"answered_in": predictor.precision}
+        origin |= {"answered_in": f"{predictor.precision} in {predictor.runtime}"}
         self._schema = pa.schema(
             [
                 ("name", pa.string()),

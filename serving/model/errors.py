@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 OUT_OF_MEMORY = (
     *("out of memory", "memory allocation", "insufficient memory"),  # Pillow, CUDA; libheif; libjpeg
-    *("bad_alloc", "bad allocation", "failed to allocate memory"),  # ONNX Runtime
+    *("bad_alloc", "bad allocation", "failed to allocate memory", "bytes of memory"),  # ONNX Runtime; OpenVINO
 )
 
 
@@ -23,6 +23,10 @@ class UserError(Exception):
 
 class ModelError(UserError):
     """There is no such model, or it does not answer as one of ours."""
+
+
+class NotAllowed(ModelError):
+    """A version does not allow the precision that was asked for."""
 
 
 class RegistryError(Exception):

@@ -11,11 +11,11 @@ import numpy as np
 
 from serving.model.contract import Metadata
 from serving.model.cpus import cpus
-from serving.model.errors import ModelError, UserError, is_out_of_memory
+from serving.model.errors import ModelError, NotAllowed, UserError, is_out_of_memory
 from serving.model.pictures.decoding import opened, pixels_of
 from serving.model.pictures.memory import LARGE, LargePicture
 from serving.model.precision import Choice, Precision
-from serving.model.runtime import CPU, Runtime, open_file, properties_of, quickest
+from serving.model.runtime import CPU, Runtime, obstacle, open_file
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,15 @@ class Predictor:
     ) -> None:
         cpus()  # a wrong setting is not the file's fault
         self.version = version
+        self._path = path
         try:
-            self._runtime, self.precision = _opened(path, providers, precision)
-            self.metadata = Metadata.from_properties(self._runtime.properties)
-            self._self_test()
+            # ONNX Runtime opens every file, whatever its precision: the last resort, and what the file says of itself.
+            exact = open_file(path, providers=providers)
+            own = Metadata.from_properties(exact.properties).own_precision
+            if precision == own == "fp32":
+                self._use(exact, own)
+            else:
+                self._use_best(exact, precision, providers)
         except UserError:
             raise
         except Exception as error:  # a runtime raises a kind of its own for every way a file can be wrong
@@ -54,6 +59,44 @@ class Predictor:
         self.runtime = self._runtime.name
         self.providers = self._runtime.units
         self.loaded_at = datetime.now(UTC)
+
+    def _use(self, runtime: Runtime, precision: Precision) -> None:
+        """Takes a runtime whose answers to the self-test are right."""
+        self._runtime, self.precision = runtime, precision
+        self.metadata = Metadata.from_properties(runtime.properties)
+        self._self_test()
+
+    def _use_best(self, exact: Runtime, choice: Choice, providers: Sequence[str]) -> None:
+        """Takes the quickest runtime and precision that are chosen, allowed and here."""
+        about = Metadata.from_properties(exact.properties)
+        own = about.own_precision
+        if own != "fp32":
+            if choice not in ("fp32", "auto", own):
+                raise ModelError(f"{self._path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
+            choice = own
+        reasons = []
+        for said in sorted(about.measured, key=lambda said: -said.speed):
+            if choice not in ("auto", said.precision) or not said.allowed or (choice == "auto" and said.speed <= 1):
+                continue
+            try:
+                if reason := obstacle(said.precision, said.runtime, providers):
+                    raise UserError(reason)
+                file = self._path if own == said.precision else file_for(self._path, said.precision)
+                runtime = open_file(file, said.precision, said.runtime, providers)
+                if Metadata.from_properties(runtime.properties).mlflow_run_id != about.mlflow_run_id:
+                    raise ModelError(f"{file} is not of the same run as {self._path}")
+                return self._use(runtime, said.precision)
+            except Exception as error:
+                reasons.append(f"{said.precision} in {said.runtime}: {' '.join(str(error).split()):.200}")
+        if choice in ("auto", own):
+            for reason in reasons:
+                log.warning("%s answers in %s: %s", self._path, own, reason)
+            return self._use(exact, own)
+        if reasons:
+            raise UserError(f"SERVING_PRECISION={choice} is not to be had here: {reasons[0]}\nChoose another, or auto.")
+        found = [f"{said.accuracy:.2%} in {said.runtime}" for said in about.measured if said.precision == choice]
+        reason = f"its accuracy is {' and '.join(found)}" if found else "it was not measured when it was exported"
+        raise NotAllowed(f"{self._path} does not allow SERVING_PRECISION={choice}: {reason}; choose another, or auto")
 
     @property
     def classes(self) -> list[str]:
@@ -141,37 +184,3 @@ class Predictor:
 def file_for(path: Path, precision: Precision) -> Path:
     """A version's file for a precision: that of float32 for bf16 as well, the others beside it."""
     return path if precision in ("fp32", "bf16") else path.with_name(f"{path.stem}-{precision}{path.suffix}")
-
-
-def _opened(path: Path, providers: Sequence[str], choice: Choice) -> tuple[Runtime, Precision]:
-    """The runtime with the file of the precision that is chosen."""
-    about = Metadata.from_properties(properties_of(path))
-    own = about.own_precision
-    if own != "fp32" and choice not in ("fp32", "auto", own):
-        raise ModelError(f"{path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
-    if own != "fp32":
-        return open_file(path, own, providers), own
-    if choice == "fp32":
-        return open_file(path, choice, providers), choice
-    if choice == "auto":
-        return _quickest(path, providers, about)
-    name = quickest(choice, providers)
-    said = next((each for each in about.measured if (each.precision, each.runtime) == (choice, name)), None)
-    if said is None or not said.allowed:
-        reason = f"its accuracy is {said.accuracy:.2%} there" if said else f"it was not measured in {name}"
-        raise ModelError(f"{path} does not allow SERVING_PRECISION={choice}: {reason}; choose another one, or auto")
-    return open_file(file_for(path, choice), choice, providers, name), choice
-
-
-def _quickest(path: Path, providers: Sequence[str], about: Metadata) -> tuple[Runtime, Precision]:
-    """The quickest precision that the version allows and that works here; in the end float32."""
-    for said in sorted(about.measured, key=lambda said: -said.speed):
-        if not said.allowed or said.speed <= 1:
-            continue
-        try:
-            if quickest(said.precision, providers) == said.runtime:
-                file = file_for(path, said.precision)
-                return open_file(file, said.precision, providers, said.runtime), said.precision
-        except Exception as error:  # this CPU or this environment lacks it, or the file
-            log.warning("%s can't run in %s here, and the next best is tried: %s", path, said.precision, error)
-    return open_file(path, "fp32", providers), "fp32"

@@ -1,6 +1,6 @@
 """MLflow's registry: its address, our names in it, which version a name stands for, and that version's file.
 
-python -m serving.model.registry copy=bento.onnx model=models:/NAME@ALIAS, /VERSION or a path: copies the ONNX file.
+python -m serving.model.registry copy=bento.onnx model=models:/NAME@ALIAS, /VERSION or a path: copies its ONNX files.
 """
 
 import os
@@ -143,4 +143,7 @@ if __name__ == "__main__":
     words = dict(word.split("=", 1) for word in sys.argv[1:])
     with exit_in_words():
         file = onnx_file(words["model"] or champion_uri(), Path(os.environ.get("STATE_DIR", "state")))
-        shutil.copyfile(file, words["copy"])
+        copy = Path(words["copy"])
+        shutil.copyfile(file, copy)
+        for other in file.parent.glob(f"{file.stem}-*{file.suffix}"):  # in other precisions
+            shutil.copyfile(other, copy.with_name(other.name.replace(file.stem, copy.stem, 1)))

@@ -1,6 +1,6 @@
 """What runs an ONNX file: ONNX Runtime, or OpenVINO for a CPU's bf16 and INT8 units. No other file knows of them."""
 
-import importlib.util
+import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -16,7 +16,7 @@ from serving.model.errors import UserError
 from serving.model.pictures.memory import LARGE
 from serving.model.precision import Precision
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 class Runtime(Protocol):
@@ -40,52 +40,40 @@ class Runtime(Protocol):
         """
 
 
-def open_file(path: Path, precision: Precision = "fp32", providers: Sequence[str] = (CPU,), name: str = "") -> Runtime:
-    """Loads a file for a precision, by the runtime that is named, or else the quickest that is here.
-
-    Raises UserError where none here has the precision; what a runtime raises where the file is not one of its kind.
-    """
-    name = name or quickest(precision, providers)
-    return OpenVino(path, precision) if name == "openvino" else OnnxRuntime(path, providers)
+# The runtimes that have a precision beside float32, the quickest first.
+RUNTIMES: dict[Precision, tuple[str, ...]] = {"bf16": ("openvino",), "int8": ("openvino", "onnxruntime")}
 
 
-def properties_of(path: Path) -> dict[str, str]:
-    """A file's metadata, by what reads it without preparing it to run."""
-    return _metadata(_core().read_model(path)) if has_openvino() else OnnxRuntime(path, (CPU,)).properties
+def open_file(
+    path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime", providers: Sequence[str] = (CPU,)
+) -> Runtime:
+    """Loads a file; raises UserError where ONNX Runtime has none of the providers, and whatever a runtime raises."""
+    return OpenVino(path, precision) if runtime == "openvino" else OnnxRuntime(path, providers)
 
 
-def has_openvino() -> bool:
-    return importlib.util.find_spec("openvino") is not None
-
-
-def quickest(precision: Precision, providers: Sequence[str] = (CPU,)) -> str:
-    """The runtime that is quickest here for a precision; raises UserError, with the reason, where there is none."""
-    available = _available(providers)
-    if precision == "fp16" and available[0] != CUDA:
-        raise UserError("SERVING_PRECISION=fp16 needs a GPU with CUDA, and there is none here; choose another one")
-    if precision in ("fp32", "fp16"):
-        return "onnxruntime"
-    if available[0] != CPU:
-        raise UserError(
-            f"SERVING_PRECISION={precision} is for CPUs, and SERVING_PROVIDERS begins with {available[0]} here\n"
-            f"Set SERVING_PROVIDERS={CPU}, or another precision."
-        )
-    if precision == "int8":
-        return "openvino" if has_openvino() else "onnxruntime"
-    if not has_openvino():
-        raise UserError("SERVING_PRECISION=bf16 needs the package openvino, which is not installed; install it")
-    if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UserError("SERVING_PRECISION=bf16 needs a CPU that computes in bf16, which this one does not; set fp32")
-    return "openvino"
+def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU,)) -> str:
+    """Why a runtime can't answer in a precision here; empty: it can."""
+    if (first := _available(providers)[0]) != CPU:
+        return f"{precision} is for CPUs, and SERVING_PROVIDERS begins with {first} here; set SERVING_PROVIDERS={CPU}"
+    if runtime == "openvino" and not has_openvino():
+        return "the package openvino is not installed"
+    if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this CPU does not compute in bf16"
+    return ""
 
 
 def runtimes(precision: Precision) -> list[str]:
-    """The runtimes on this CPU that have a precision, the quickest first."""
+    """The runtimes on this CPU that have a precision beside float32, the quickest first."""
+    return [runtime for runtime in RUNTIMES[precision] if not obstacle(precision, runtime)]
+
+
+@cache
+def has_openvino() -> bool:
     try:
-        first = quickest(precision)
-    except UserError:
-        return []
-    return [first, "onnxruntime"] if first == "openvino" and precision == "int8" else [first]
+        _core()
+    except ImportError:
+        return False
+    return True
 
 
 def _available(providers: Sequence[str]) -> list[str]:
@@ -137,17 +125,20 @@ class OpenVino:
     def __init__(self, path: Path, precision: Precision) -> None:
         core, threads = _core(), cpus()
         model = core.read_model(path)
-        self.properties = _metadata(model)
+        about = dict(model.get_rt_info().items()).get("framework", {})  # the file's metadata, if it has any
+        self.properties = {name: value.astype(str) for name, value in about.items()}
         self.units = ["CPU"]
-        hint = "bf16" if precision == "bf16" else "f32"
-        self._on_all_cores, self._on_one_core = (
-            core.compile_model(
-                model,
-                "CPU",
-                {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads},
-            )
-            for streams in (1, threads)
-        )
+        properties = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            # By default it leaves hyper-threads out, and pins its threads to the first cores, which others have too.
+            "ENABLE_HYPER_THREADING": True,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._on_all_cores = core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": 1})
+        self._on_one_core = self._on_all_cores
+        if threads > 1:
+            self._on_one_core = core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": threads})
         self._local = threading.local()  # a request of its own for each thread
 
     def run(self, images: np.ndarray, *, all_cores: bool) -> np.ndarray:
@@ -155,18 +146,16 @@ class OpenVino:
         if not hasattr(self._local, kind):
             model = self._on_all_cores if all_cores else self._on_one_core
             setattr(self._local, kind, model.create_infer_request())
-        answers = getattr(self._local, kind).infer({INPUT: images})
-        return np.array(answers[OUTPUT])  # the request's own memory holds the next answer soon
+        # The answer is a copy: the request's own memory holds the next one soon.
+        answers = getattr(self._local, kind).infer({INPUT: images}, share_inputs=True, share_outputs=False)
+        probabilities: np.ndarray = answers[OUTPUT]
+        return probabilities
 
 
 @cache
 def _core() -> Any:
+    # At its import this part, which converts other formats, would report its use to Google.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino.Core()
-
-
-def _metadata(model: Any) -> dict[str, str]:
-    """An ONNX file's metadata, as OpenVINO keeps it."""
-    about = model.get_rt_info()
-    return {name: value.astype(str) for name, value in about["framework"].items()} if "framework" in about else {}

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.model import registry
-from serving.model.errors import ModelError, RegistryError, UserError
+from serving.model.errors import ModelError, NotAllowed, RegistryError, UserError
 from serving.model.precision import Choice
 from serving.model.predictor import Predictor
 
@@ -54,7 +54,7 @@ class ModelStore:
         try:
             return self.load_version(version)
         except (ModelError, RegistryError) as error:
-            return self._load_copy_instead(error)
+            return self._load_copy_instead(error, version)
 
     def load_copy(self) -> Predictor:
         """Loads the last good copy on disk without asking the registry; as `load` where there is none."""
@@ -97,6 +97,8 @@ class ModelStore:
             return None
         try:
             predictor = self._predictor(copy, version)
+        except NotAllowed:
+            raise
         except ModelError as error:
             log.warning("%s; it is fetched again", error)
             return None
@@ -136,8 +138,9 @@ class ModelStore:
             raise ModelError(f"version {version} of {self._model} does not work: {error}") from error
         return predictor
 
-    def _load_copy_instead(self, error: Exception) -> Predictor:
-        if not (copy := self._copy()):
+    def _load_copy_instead(self, error: Exception, version: str = "") -> Predictor:
+        """Loads what is kept, where that is not the version that has failed."""
+        if not (copy := self._copy()) or copy.stem == version:
             raise error
         log.warning("%s; using version %s, kept in %s", error, copy.stem, copy.parent)
         return self._predictor(copy, copy.stem)

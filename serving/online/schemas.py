@@ -62,7 +62,7 @@ class ModelName(BaseModel):
     version: str
     run_id: str
     data: str
-    precision: str = Field(description="That it has answered in: fp32, bf16, int8 or fp16.")
+    precision: str = Field(description="The precision it answered in: fp32, bf16 or int8.")
 
     @classmethod
     def of(cls, predictor: Predictor) -> "ModelName":
@@ -93,7 +93,7 @@ class ModelInfo(ModelName):
     metadata: dict[str, str] = Field(description="What its ONNX file says of itself.")
     loaded_at: datetime
     runtime: str = Field(description="What runs it: onnxruntime or openvino.")
-    providers: list[str] = Field(description="What runs it, in order of preference.")
+    providers: list[str] = Field(description="ONNX Runtime's providers in order of preference, or OpenVINO's device.")
 
 
 class Prediction(BaseModel):

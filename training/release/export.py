@@ -62,9 +62,9 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     onnx.save(model, path)
 
 
-def onnx_classify(path: Path, precision: Precision = "fp32", runtime: str = "") -> Classify:
-    """An ONNX file, which needs no metadata yet, as a function of arrays; in the quickest runtime if none is named."""
-    return partial(open_file(path, precision, name=runtime).run, all_cores=True)
+def onnx_classify(path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime") -> Classify:
+    """An ONNX file, which needs no metadata yet, as a function of arrays."""
+    return partial(open_file(path, precision, runtime).run, all_cores=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """A model in another precision: the same answers online, offline and in evaluation, and only where it is allowed."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +18,11 @@ from serving.model.errors import ModelError, UserError
 from serving.model.pictures.files import open_pictures
 from serving.model.precision import chosen
 from serving.model.predictor import Predictor, file_for
-from serving.model.runtime import open_file, quickest, runtimes
+from serving.model.runtime import CPU, open_file, runtimes
 from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
+from tests.helpers.pictures import png
 from tests.helpers.service import InProcess, edit_onnx, metric
-from tests.helpers.state import TINY, Trained
+from tests.helpers.state import ROOT, TINY, Trained
 from tests.helpers.waiting import free_port
 from training import tracking
 from training.config import compose
@@ -61,11 +66,12 @@ def test_the_same_answers_online_offline_and_in_evaluation(
     in_process: InProcess, version: Path, image_folder: Path, tmp_path: Path, precision: str
 ) -> None:
     predictor = Predictor(version, precision=precision)  # type: ignore[arg-type]
+    assert precision in ("auto", predictor.precision)
     with BatchPrediction(open_pictures(image_folder, "source"), predictor, tmp_path / "out.parquet", 10_000) as offline:
         for _ in offline.run():
             pass
     table = parquet.read_table(tmp_path / "out.parquet")
-    assert table.schema.metadata[b"answered_in"].decode() == predictor.precision
+    assert table.schema.metadata[b"answered_in"].decode() == f"{predictor.precision} in {predictor.runtime}"
     exact = Predictor(version)
     changed = 0.0
     with in_process(model=str(version), precision=precision) as client:
@@ -79,10 +85,10 @@ def test_the_same_answers_online_offline_and_in_evaluation(
             (evaluated,) = predictor.classify([content], 10_000, all_cores=True)
             (expected,) = exact.classify([content], 10_000, all_cores=True)
             for index, label in enumerate(predictor.classes):
-                assert answer["probabilities"][label] == pytest.approx(row[f"probability_{label}"], abs=1e-6)
-                assert answer["probabilities"][label] == pytest.approx(evaluated[index], abs=1e-6)
+                assert answer["probabilities"][label] == pytest.approx(row[f"probability_{label}"], abs=1e-4)
+                assert answer["probabilities"][label] == pytest.approx(evaluated[index], abs=1e-4)
             changed = max(changed, float(np.abs(evaluated - expected).max()))
-    assert (changed > 1e-6) is (predictor.precision != "fp32"), "another precision answers otherwise"
+    assert (changed > 1e-4) is (predictor.precision != "fp32"), "another precision answers otherwise"
 
 
 @pytest.mark.parametrize("precision", QUICK)
@@ -128,13 +134,15 @@ def test_auto_takes_the_quickest_that_is_here(version: Path, tmp_path: Path, cap
             assert Predictor(file, precision="auto").precision == precision
     file_for(tmp_path / "int8" / version.name, "int8").unlink()
     assert Predictor(tmp_path / "int8" / version.name, precision="auto").precision != "int8"
-    assert "can't run in int8 here" in caplog.text
 
 
 def test_an_int8_file_alone_runs_as_what_it_is(in_process: InProcess, version: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(file_for(version, "int8").read_bytes())
     assert Predictor(alone).precision == Predictor(alone, precision="auto").precision == "int8"
+    with in_process(model=str(alone)) as client:
+        answer = client.post("/classify", files={"image": png()}).raise_for_status().json()
+        assert answer["model"]["precision"] == "int8"
     assert_raises_in_words(
         ModelError, lambda: Predictor(alone, precision="bf16"), "int8 itself", "SERVING_PRECISION=bf16"
     )
@@ -144,12 +152,36 @@ def test_int8_runs_where_openvino_is_not(version: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("serving.model.runtime.has_openvino", lambda: False)
     assert Predictor(version, precision="int8").runtime == "onnxruntime"
     assert_raises_in_words(UserError, lambda: Predictor(version, precision="bf16"), "openvino", "not installed")
+    assert Predictor(version, precision="auto").precision in ("fp32", "int8")
+
+
+def test_files_of_two_versions_are_not_mixed(version: Path, tmp_path: Path) -> None:
+    file = edited(version, tmp_path, lambda about: about.model_copy(update={"mlflow_run_id": "another"}))
+    assert_raises_in_words(UserError, lambda: Predictor(file, precision="int8"), "not of the same run")
+
+
+def test_providers_that_contradict_the_precision_are_named(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["AzureExecutionProvider", CPU])
+    providers = ("AzureExecutionProvider", CPU)
+    words = "SERVING_PRECISION=int8", "SERVING_PROVIDERS begins with AzureExecutionProvider", CPU
+    assert_raises_in_words(UserError, lambda: Predictor(version, "1", providers, "int8"), *words)
+
+
+def test_openvino_tells_nobody_that_it_is_used(version: Path, tmp_path: Path) -> None:
+    """Its tools would report its import, and keep an id in the home directory."""
+    program = (
+        "from pathlib import Path; from serving.model.predictor import Predictor; "
+        f"Predictor(Path({str(version)!r}), precision='int8')"
+    )
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, check=True)
+    assert not list(tmp_path.rglob("*ga_cid*")), [str(path) for path in tmp_path.rglob("*")]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
-def test_a_service_does_not_start_with_what_is_not_here(version: Path, precision: str) -> None:
+def test_a_service_does_not_start_with_what_is_not_known(version: Path, precision: str) -> None:
     settings = {"SERVING_MODEL": str(version), "SERVING_PORT": str(free_port()), "SERVING_PRECISION": precision}
-    assert_user_error(run_module("serving", **settings), f"SERVING_PRECISION={precision}")
+    assert_user_error(run_module("serving", **settings), f"SERVING_PRECISION={precision}", "bf16")
 
 
 def test_a_wrong_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +192,10 @@ def test_a_wrong_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("precision", QUICK)
 def test_threads_have_answers_of_their_own(version: Path, precision: str) -> None:
     """Concurrent runs share nothing that the next one overwrites."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    runtime = open_file(file_for(version, precision), precision, name=quickest(precision))  # type: ignore[arg-type]
+    runtime = open_file(file_for(version, precision), precision, runtimes(precision)[0])  # type: ignore[arg-type]
     pictures = [np.random.default_rng(seed).integers(0, 256, (2, 40, 40, 3), np.uint8) for seed in range(20)]
-    alone = [runtime.run(each, all_cores=True) for each in pictures]
+    alone = [runtime.run(each, all_cores=False) for each in pictures]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda each: runtime.run(each, all_cores=False), pictures * 5))
     for one, other in zip(alone * 5, together, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_array_equal(one, other)

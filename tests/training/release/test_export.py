@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from serving.model.contract import CONTRACT, MODEL_FILE, Metadata
 from serving.model.pictures.decoding import AS_SHOWN
 from serving.model.predictor import Predictor, file_for
-from serving.model.runtime import properties_of, runtimes
+from serving.model.runtime import CPU, OnnxRuntime, runtimes
 from tests.helpers.state import TINY, Trained
 from training import tracking
 from training.config import compose
@@ -86,8 +86,10 @@ def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kep
     data = load_data(settings.data, settings.seed, AS_SHOWN)
     exact = predict(onnx_classify(file), data.test, "in float32")
     np.testing.assert_allclose(exact, np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE)), atol=1e-5)
-    measured = Metadata.from_properties(properties_of(file)).measured
-    assert {(said.precision, said.runtime) for said in measured} >= {("int8", name) for name in runtimes("int8")}
+    measured = Metadata.from_properties(OnnxRuntime(file, (CPU,)).properties).measured
+    assert {(said.precision, said.runtime) for said in measured} == {
+        (precision, name) for precision in ("bf16", "int8") for name in runtimes(precision)
+    }
     assert all(said.allowed is kept for said in measured)
     run, version = MlflowClient().get_run(run_id), register(run_id, logged_model(run_id), "precise")
     description = tracking.connect().get_model_version("precise", version).description
@@ -105,8 +107,10 @@ def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kep
         assert said.largest_change == pytest.approx(np.abs(answers - exact).max(), abs=1e-6)
         assert said.largest_change > 0
     if kept:
-        about = Metadata.from_properties(properties_of(int8))
+        about = Metadata.from_properties(OnnxRuntime(int8, (CPU,)).properties)
         assert (about.precision, about.mlflow_run_id) == ("int8", run_id)
+        in_int8 = [said for said in measured if said.precision == "int8"]
+        assert about.test["accuracy"] == in_int8[0].accuracy
         # A weight takes one byte instead of four.
         assert int8.stat().st_size < file.stat().st_size / 2
 
