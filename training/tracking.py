@@ -34,7 +34,7 @@ ENVIRONMENT_FILE = "environment.txt"
 LEFT_OUT_FILE = "left_out.csv"
 WEIGHTS_FILE = "checkpoint/model.safetensors"
 PROBABILITIES_FILE = "test_probabilities.npy"
-# Those of the ONNX file; INT8 gives others than PyTorch.
+# Those of the ONNX file in float32.
 SERVED_PROBABILITIES_FILE = "served_test_probabilities.npy"
 
 

@@ -103,6 +103,14 @@ class Predictor:
         """In the order of the probabilities."""
         return self.metadata.classes
 
+    @property
+    def test(self) -> dict[str, float]:
+        """What was measured on the test set in this precision and runtime: shares such as accuracy."""
+        for said in self.metadata.measured:
+            if (said.precision, said.runtime) == (self.precision, self.runtime):
+                return {"accuracy": said.accuracy}
+        return self.metadata.test
+
     def predict(self, images: np.ndarray, *, all_cores: bool) -> np.ndarray:
         """uint8 (N, H, W, 3), RGB -> probabilities float32 (N, classes).
 

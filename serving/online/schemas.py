@@ -9,9 +9,12 @@ from bentoml.validators import ContentType
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
+from serving.model.contract import Measured
 from serving.model.predictor import Predictor
 
 MODEL = {"name": "efficientnet_lite0", "version": "3", "run_id": "0f3a5c", "data": "cifar10", "precision": "fp32"}
+SAID = {"precision": "bf16", "runtime": "openvino", "accuracy": 0.97, "changed": 0.01, "largest_change": 0.2}
+MEASURED = {**SAID, "speed": 1.7, "allowed": True}
 PREDICTION = {"label": "cat", "confidence": 0.97, "probabilities": {"cat": 0.97, "dog": 0.03}}
 PROBLEM = {"code": "broken_picture", "message": "The picture is broken: image file is truncated."}
 
@@ -83,13 +86,15 @@ class ModelInfo(ModelName):
         **MODEL,
         classes=["cat", "dog"],
         metrics={"test_accuracy": 0.97},
+        measured=[MEASURED],
         metadata={"image_size": "224", "git_commit": "0f3a5c"},
         loaded_at="2026-01-31T12:00:00Z",
         runtime="onnxruntime",
         providers=["CPUExecutionProvider"],
     )
     classes: list[str]
-    metrics: dict[str, float] = Field(description="Over the test set, when it was trained.")
+    metrics: dict[str, float] = Field(description="Over the test set, in this precision, when it was exported.")
+    measured: list[Measured] = Field(description="What other precisions cost and gain.")
     metadata: dict[str, str] = Field(description="What its ONNX file says of itself.")
     loaded_at: datetime
     runtime: str = Field(description="What runs it: onnxruntime or openvino.")

@@ -18,7 +18,8 @@ async def model(request: Request) -> Response:
     info = ModelInfo(
         **dict(ModelName.of(predictor)),
         classes=predictor.classes,
-        metrics={f"test_{name}": value for name, value in predictor.metadata.test.items()},
+        metrics={f"test_{name}": value for name, value in predictor.test.items()},
+        measured=predictor.metadata.measured,
         metadata=predictor.metadata.properties(),
         loaded_at=predictor.loaded_at,
         runtime=predictor.runtime,

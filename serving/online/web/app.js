@@ -56,7 +56,8 @@ async function showModel() {
     const model = await ask("model");
     const accuracy = model.metrics.test_accuracy;
     const measured = accuracy === undefined ? "" : ` · ${percent(accuracy)} test accuracy`;
-    get("model").textContent = `${model.name}, version ${model.version} · trained on ${model.data}${measured}`;
+    const precision = model.precision === "fp32" ? "" : ` in ${model.precision}`;
+    get("model").textContent = `${model.name}, version ${model.version}${precision} · trained on ${model.data}${measured}`;
     results.style.setProperty("--fit", OBJECT_FIT[model.metadata.fit] ?? "fill");
     access.hidden = true;
   } catch (error) {

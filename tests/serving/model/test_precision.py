@@ -77,6 +77,9 @@ def test_the_same_answers_online_offline_and_in_evaluation(
     with in_process(model=str(version), precision=precision) as client:
         about = client.get("/model").json()
         assert (about["precision"], about["runtime"]) == (predictor.precision, predictor.runtime)
+        accuracies = {(said["precision"], said["runtime"]): said["accuracy"] for said in about["measured"]}
+        if predictor.precision != "fp32":
+            assert about["metrics"] == {"test_accuracy": accuracies[predictor.precision, predictor.runtime]}
         assert metric(client, "classifier_model_info", precision=predictor.precision) == 1
         for row in table.to_pylist():
             content = (image_folder / row["name"]).read_bytes()
