@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.serving_throughput [SECONDS]
 
-Where the CPU computes in bf16, this service and a plain one with OpenVINO take part in bf16 too.
+Where the CPU computes in bf16, this service takes part in bf16 too.
 
 Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers take
 turns, and all but one are stopped meanwhile, for LitServe takes a sixth of a core while nobody asks it. The load comes
@@ -211,15 +211,6 @@ def main(seconds: float) -> None:
                 [str(RIVALS / "plain_fastapi.py"), "{port}"],
                 *("/classify", "/health", upload),
                 [*RUNTIME, "fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"],
-            ),
-            *(
-                Server(
-                    "FastAPI and OpenVINO, bf16",
-                    [str(RIVALS / "plain_openvino.py"), "{port}"],
-                    *("/classify", "/health", upload),
-                    ["openvino==2026.4.1", "fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"],
-                )
-                for _ in runtimes("bf16")
             ),
             Server(
                 "LitServe",
