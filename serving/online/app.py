@@ -110,7 +110,7 @@ def create_service(settings: Settings, predictor: Predictor | None = None) -> An
 def create_application(settings: Settings, predictor: Predictor | None = None) -> Starlette:
     """The service's ASGI application, as BentoML makes it but for what costs each request time.
 
-    That are its own time limit, as the gate has better ones, and its tracing, where no spans are wanted.
+    Those are its own time limit, as the gate has better ones, and its tracing where no spans are wanted.
     """
     application: Starlette = create_service(settings, predictor).to_asgi()
     middlewares: list[Any] = application.user_middleware

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import httpx
 import pytest
 
-from serving.model.registry import champion_uri
+from serving.model.registry import DEFAULT_NAME, version_uri
 from tests.helpers import service as services
 from tests.helpers.service import InProcess, Serve, Served
 from tests.helpers.state import Trained
@@ -37,6 +37,9 @@ def in_process(trained: Trained) -> InProcess:
 
 @pytest.fixture(scope="session")
 def client(trained: Trained, in_process: InProcess) -> Iterator[httpx.Client]:
-    """A client of the application with the registry's champion and otherwise the default settings."""
-    with in_process(model=champion_uri()) as client:
+    """A client of the application with the registry's first version and otherwise the default settings.
+
+    It does not follow the alias: a test that has a registry of its own would exchange the model of all others.
+    """
+    with in_process(model=version_uri(DEFAULT_NAME, trained.version)) as client:
         yield client
