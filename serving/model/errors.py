@@ -79,6 +79,13 @@ def in_words(error: BaseException) -> str | None:
     return str(error) if isinstance(error, RegistryError) else None
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it comes from, one after the other."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def is_forbidden(error: BaseException) -> bool:
     """Whether a file or folder may not be read or written."""
     return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -86,23 +93,18 @@ def is_forbidden(error: BaseException) -> bool:
 
 def _is_full_shared_memory(error: BaseException | None) -> bool:
     """Whether PyTorch's data loader says so, in its own words."""
-    while error:
-        if "</torch_" in str(error) or "out of shared memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any("</torch_" in str(each) or "out of shared memory" in str(each) for each in causes(error))
 
 
 def full_disk(error: BaseException | None) -> str | None:
     """A path on the full disk that an error came from. Libraries wrap the kernel's error, and SQLite has its own."""
     words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
-    while error:
+    for each in causes(error):
         # MLflow's words may be those of a server, whose disk is not ours.
-        from_elsewhere = isinstance(error, RegistryError) or type(error).__module__.startswith("mlflow.")
-        in_its_words = not from_elsewhere and any(text in str(error) for text in words)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or in_its_words:
-            return str(getattr(error, "filename", None) or _fullest_disk())
-        error = error.__cause__ or error.__context__
+        from_elsewhere = isinstance(each, RegistryError) or type(each).__module__.startswith("mlflow.")
+        in_its_words = not from_elsewhere and any(text in str(each) for text in words)
+        if getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or in_its_words:
+            return str(getattr(each, "filename", None) or _fullest_disk())
     return None
 
 

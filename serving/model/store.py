@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.model import registry
-from serving.model.errors import ModelError, NotAllowed, RegistryError, UserError
+from serving.model.errors import ModelError, NotAllowed, RegistryError, UserError, causes
 from serving.model.precision import Choice
 from serving.model.predictor import Predictor
 
@@ -102,7 +102,11 @@ class ModelStore:
         except ModelError as error:
             log.warning("%s; it is fetched again", error)
             return None
-        run = registry.run_of(self._model, version, self._state_dir)
+        try:
+            run = registry.run_of(self._model, version, self._state_dir)
+        except RegistryError as error:  # which has just told the version: what is kept answers, as when it is down
+            log.warning("%s; using version %s, kept in %s", error, version, copy.parent)
+            return predictor
         return predictor if predictor.metadata.mlflow_run_id == run else None
 
     def _folder_beside_copies(self) -> AbstractContextManager[str]:
@@ -155,11 +159,7 @@ class ModelStore:
         return max(copies, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _says_that_it_can_not_write(error: BaseException | None) -> bool:
+def _says_that_it_can_not_write(error: BaseException) -> bool:
     """Whether the kernel's words are in an error, or in one that it comes from: MLflow tells them as text."""
     words = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
-    while error:
-        if any(text in str(error) for text in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(text in str(each) for each in causes(error) for text in words)

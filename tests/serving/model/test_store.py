@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from serving.model.errors import RegistryError
 from serving.model.registry import champion_uri
 from serving.model.store import ModelStore
 from tests.helpers.state import Trained, state_in
@@ -85,3 +86,17 @@ def test_a_version_that_is_kept_is_not_fetched_again(
     store.load_version(trained.version)
     store.load()
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.onnx")] == [written]
+
+
+def test_a_registry_that_goes_away_while_it_is_asked_leaves_what_is_kept(
+    trained: Trained, state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has told the version, and nothing after that."""
+    store = ModelStore(champion_uri(), tmp_path, CPU)
+    store.load()
+
+    def gone(*_: object) -> str:
+        raise RegistryError("the registry does not answer")
+
+    monkeypatch.setattr("serving.model.registry.run_of", gone)
+    assert store.load().version == trained.version
