@@ -87,7 +87,9 @@ class Champion:
             if isinstance(answer, MemoryError):  # which is not the version's fault
                 raise answer
             if isinstance(answer, Exception) and not isinstance(answer, PictureError):
-                raise ModelError(f"it has no answer to a picture that was answered ({answer!r:.200})") from answer
+                raise ModelError(
+                    f"version {predictor.version} has no answer to a picture that was answered ({answer!r:.200})"
+                ) from answer
 
     def _use(self, predictor: Predictor) -> None:
         metrics.MODEL.clear()

@@ -48,9 +48,7 @@ class Gate:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         path = self._without_prefix(scope["path"])
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # the server leaves the body out
-        state = {**scope.get("state", {}), "request_id": request_id}
-        scope = {**scope, "path": path, "method": method, "state": state}
+        scope = {**scope, "path": path, "state": {**scope.get("state", {}), "request_id": request_id}}
         body = _Body(self._settings)
 
         async def limited_receive() -> Message:

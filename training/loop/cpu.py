@@ -1,10 +1,11 @@
 """What only training on a CPU needs."""
 
-import ctypes
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from serving.model.pictures.memory import mallopt
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -16,11 +17,9 @@ def keep_freed_memory() -> None:
     By default every large tensor is mapped anew and unmapped again, and each of its pages faults in and is zeroed by
     the kernel: a third of a training step. PyTorch's tuning guide recommends another allocator for the same reason.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, 64 * 2**20)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_TOP_PAD, 64 * 2**20)
 
 
 def has_bf16() -> bool:

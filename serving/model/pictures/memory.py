@@ -13,13 +13,17 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def give_freed_memory_back() -> None:
-    """Makes malloc return what a large picture has occupied to the system, where the C library is glibc.
+    """Makes malloc return what a large picture has occupied to the system.
 
     By default it keeps blocks of up to 32 MB for the next one: after eight pictures of 49 megapixels twice the memory.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 2**20)
+    mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
+def mallopt(option: int, value: int) -> None:
+    """Sets an option of malloc for this process, where the C library is glibc."""
+    if setting := getattr(ctypes.CDLL(None), "mallopt", None):
+        setting(option, value)
 
 
 class LargePicture(Exception):

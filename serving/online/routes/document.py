@@ -13,9 +13,7 @@ from serving.settings import Settings
 REFERENCE = "#/components/schemas/{model}"
 FILE = {"type": "string", "format": "binary"}
 TOP_K = {"type": "integer", "minimum": 1, "description": "How many of the likeliest classes to answer; all by default."}
-MODELS: tuple[type[BaseModel], ...] = (
-    *(schemas.PictureJson, schemas.Classification, schemas.Classifications, schemas.ModelInfo, schemas.Error),
-)
+MODELS = (schemas.PictureJson, schemas.Classification, schemas.Classifications, schemas.ModelInfo, schemas.Error)
 
 
 def openapi(settings: Settings, descriptions: dict[str, str]) -> dict[str, Any]:

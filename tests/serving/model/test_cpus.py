@@ -29,6 +29,9 @@ def test_affinity_leaves_fewer() -> None:
 
     assert told("taskset", "--cpu-list", str(given[0])) == [1, 1, 1]
     assert told()[:2] == [len(given), len(given) + 1]
+    # PyTorch follows affinity by itself, but not the setting.
+    environment["SERVING_THREADS"] = "1"
+    assert told() == [1, 1, 1]
 
 
 def test_a_setting_overrides_it(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
