@@ -76,7 +76,7 @@ def test_out_of_memory_is_no_broken_picture(serve: Serve, pictures: dict[str, by
     with serve(SERVING_MAX_SECONDS="120") as served:
         ask(served, png()).raise_for_status()
         process = psutil.Process(served.process.pid)
-        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 150_000_000, psutil.RLIM_INFINITY))
+        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 100_000_000, psutil.RLIM_INFINITY))
         for form in ("PNG", "WEBP"):
             alone = ask(served, pictures[form])
             both = [("images", png()), ("images", pictures[form])]
