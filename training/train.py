@@ -16,7 +16,6 @@ from rich.syntax import Syntax
 from safetensors.torch import save
 
 from serving.model.errors import UserError
-from serving.model.registry import champion_uri
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
@@ -29,8 +28,8 @@ from training.loop.trainer import Trainer
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate
 from training.quality.evaluation import Evaluation, evaluate, predict, torch_classify
-from training.quality.figures import confusion_csv, evaluation_plots, learning_curves_figure, plots
-from training.quality.report import next_steps, render_report
+from training.quality.figures import confusion_csv
+from training.quality.report import log_report
 from training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -126,17 +125,7 @@ def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evalua
     rows = evaluation.per_class
     mlflow.log_table({name: [row[name] for row in rows] for name in rows[0]}, "per_class.json")
     mlflow.log_text(confusion_csv(evaluation), "confusion.csv")
-    losses, accuracies = (tracking.history(run_id, name) for name in ("loss", "validation_accuracy"))
-    drawn = plots({"learning_curves": lambda: learning_curves_figure(losses, accuracies)})
-    drawn |= evaluation_plots(evaluation)
-    for name, plot in drawn.items():
-        mlflow.log_text(plot, f"plots/{name}.svg")
-    name = settings.model.name
-    steps = next_steps(settings.data, champion_uri(), name)
-    report = render_report(
-        f"{name} on {data.name}", f"MLflow run {run_id}", evaluation, data, drawn, steps, tracking.as_yaml(settings)
-    )
-    tracking.log_file(run_id, "report.html", report)
+    log_report(run_id, settings, data, evaluation)
 
 
 @contextmanager

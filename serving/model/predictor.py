@@ -32,6 +32,9 @@ class Predictor:
         precision: one that the version allows, or `auto`: the quickest of those that are to be had here. A file that is
             INT8 itself runs as such.
 
+    Attributes:
+        lacks: what would be quicker, was asked for by `auto`, and is not to be had here, each with its reason.
+
     Raises:
         UserError: nothing here has the precision, or ONNX Runtime has none of the providers.
         ModelError: it can't be loaded, does not allow the precision, or fails its self-test.
@@ -43,6 +46,7 @@ class Predictor:
         cpus()  # a wrong setting is not the file's fault
         self.version = version
         self._path = path
+        self.lacks: list[str] = []
         try:
             # ONNX Runtime opens every file, whatever its precision: the last resort, and what the file says of itself.
             exact = open_file(path, providers=providers)
@@ -59,6 +63,8 @@ class Predictor:
         self.runtime = self._runtime.name
         self.providers = self._runtime.units
         self.loaded_at = datetime.now(UTC)
+        for lack in self.lacks:
+            log.warning("%s answers in %s: %s", path, self.precision, lack)
 
     def _use(self, runtime: Runtime, precision: Precision) -> None:
         """Takes a runtime whose answers to the self-test are right."""
@@ -74,7 +80,6 @@ class Predictor:
             if choice not in ("fp32", "auto", own):
                 raise ModelError(f"{self._path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
             choice = own
-        reasons = []
         for said in sorted(about.measured, key=lambda said: -said.speed):
             if choice not in ("auto", said.precision) or not said.allowed or (choice == "auto" and said.speed <= 1):
                 continue
@@ -87,13 +92,12 @@ class Predictor:
                     raise ModelError(f"{file} is not of the same run as {self._path}")
                 return self._use(runtime, said.precision)
             except Exception as error:
-                reasons.append(f"{said.precision} in {said.runtime}: {' '.join(str(error).split()):.200}")
+                self.lacks.append(f"{said.precision} in {said.runtime}: {' '.join(str(error).split()):.200}")
         if choice in ("auto", own):
-            for reason in reasons:
-                log.warning("%s answers in %s: %s", self._path, own, reason)
             return self._use(exact, own)
-        if reasons:
-            raise UserError(f"SERVING_PRECISION={choice} is not to be had here: {reasons[0]}\nChoose another, or auto.")
+        if self.lacks:
+            reason = f"{self.lacks[0]}\nChoose another, or auto."
+            raise UserError(f"SERVING_PRECISION={choice} is not to be had here: {reason}")
         found = [f"{said.accuracy:.2%} in {said.runtime}" for said in about.measured if said.precision == choice]
         reason = f"its accuracy is {' and '.join(found)}" if found else "it was not measured when it was exported"
         raise NotAllowed(f"{self._path} does not allow SERVING_PRECISION={choice}: {reason}; choose another, or auto")

@@ -123,31 +123,40 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, path: Path, precision: Precision) -> None:
-        core, threads = _core(), cpus()
-        model = core.read_model(path)
-        about = dict(model.get_rt_info().items()).get("framework", {})  # the file's metadata, if it has any
+        threads = cpus()
+        self._model = _core().read_model(path)
+        self._hint = "bf16" if precision == "bf16" else "f32"
+        about = dict(self._model.get_rt_info().items()).get("framework", {})  # the file's metadata, if it has any
         self.properties = {name: value.astype(str) for name, value in about.items()}
         self.units = ["CPU"]
+        self._on_all_cores = self._compiled(streams=1)
+        self._on_one_core = self._compiled(streams=threads) if threads > 1 else self._on_all_cores
+        self._local = threading.local()  # a request of its own for each thread
+
+    def _compiled(self, streams: int) -> Any:
         properties = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self._hint,
+            "INFERENCE_NUM_THREADS": cpus(),
+            "NUM_STREAMS": streams,
             # By default it leaves hyper-threads out, and pins its threads to the first cores, which others have too.
             "ENABLE_HYPER_THREADING": True,
             "ENABLE_CPU_PINNING": False,
         }
-        self._on_all_cores = core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": 1})
-        self._on_one_core = self._on_all_cores
-        if threads > 1:
-            self._on_one_core = core.compile_model(model, "CPU", {**properties, "NUM_STREAMS": threads})
-        self._local = threading.local()  # a request of its own for each thread
+        return _core().compile_model(self._model, "CPU", properties)
 
     def run(self, images: np.ndarray, *, all_cores: bool) -> np.ndarray:
-        kind = "all" if all_cores else "one"
-        if not hasattr(self._local, kind):
-            model = self._on_all_cores if all_cores else self._on_one_core
-            setattr(self._local, kind, model.create_infer_request())
+        if images[..., 0].size > LARGE:
+            # It would keep for good what the largest picture needs. Such are rare: very long ones, since others are
+            # decoded to a fraction of their size.
+            request = self._compiled(streams=1).create_infer_request()
+        else:
+            kind = "all" if all_cores else "one"
+            if not hasattr(self._local, kind):
+                model = self._on_all_cores if all_cores else self._on_one_core
+                setattr(self._local, kind, model.create_infer_request())
+            request = getattr(self._local, kind)
         # The answer is a copy: the request's own memory holds the next one soon.
-        answers = getattr(self._local, kind).infer({INPUT: images}, share_inputs=True, share_outputs=False)
+        answers = request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
         probabilities: np.ndarray = answers[OUTPUT]
         return probabilities
 

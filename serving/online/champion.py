@@ -95,6 +95,7 @@ class Champion:
         metrics.MODEL.clear()
         said = predictor.metadata
         metrics.MODEL.labels(said.model_name, predictor.version, said.mlflow_run_id, predictor.precision).set(1)
+        metrics.MODEL_LACKS.set(len(predictor.lacks))
         metrics.MODEL_CHANGES.labels("taken").inc()
         self._predictor = predictor
         log.info("version %s answers from now on, in %s", predictor.version, predictor.precision)

@@ -34,6 +34,7 @@ CONFIDENCE = Histogram(
     "classifier_confidence", "Probability of the class that was answered", buckets=[step / 10 for step in range(1, 11)]
 )
 MODEL = Gauge("classifier_model_info", "The model that answers", ["name", "version", "run_id", "precision"])
+MODEL_LACKS = Gauge("classifier_model_lacks", "What is asked for and not to be had here, see /model")
 MODEL_CHANGES = Counter("classifier_model_changes", "New versions: taken, or failed and not taken", ["outcome"])
 
 

@@ -91,6 +91,7 @@ class ModelInfo(ModelName):
         loaded_at="2026-01-31T12:00:00Z",
         runtime="onnxruntime",
         providers=["CPUExecutionProvider"],
+        lacks=["bf16 in openvino: this CPU does not compute in bf16"],
     )
     classes: list[str]
     metrics: dict[str, float] = Field(description="Over the test set, in this precision, when it was exported.")
@@ -99,6 +100,7 @@ class ModelInfo(ModelName):
     loaded_at: datetime
     runtime: str = Field(description="What runs it: onnxruntime or openvino.")
     providers: list[str] = Field(description="ONNX Runtime's providers in order of preference, or OpenVINO's device.")
+    lacks: list[str] = Field(description="What SERVING_PRECISION=auto prefers and can't have here, with the reasons.")
 
 
 class Prediction(BaseModel):

@@ -1,18 +1,44 @@
 """An evaluation as one HTML page."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from serving.model.contract import Measured
+from serving.model.registry import champion_uri
+from training import tracking
 from training.data.split import ImageData
 from training.pages.page import THUMBNAIL, render_page, thumbnail
 from training.quality.evaluation import Evaluation
-from training.quality.figures import shows_whole_matrix
-from training.settings import DataSettings
+from training.quality.figures import evaluation_plots, learning_curves_figure, plots, shows_whole_matrix
+from training.settings import DataSettings, TrainSettings
 
 MISCLASSIFIED = 300
+
+
+def log_report(
+    run_id: str,
+    settings: TrainSettings,
+    data: ImageData,
+    evaluation: Evaluation,
+    measured: Sequence[Measured] = (),
+) -> None:
+    """Keeps the report and its plots with a run; `measured` is known once the run is exported."""
+    losses, accuracies = (tracking.history(run_id, name) for name in ("loss", "validation_accuracy"))
+    drawn = plots({"learning_curves": lambda: learning_curves_figure(losses, accuracies)})
+    drawn |= evaluation_plots(evaluation)
+    for plot, svg in drawn.items():
+        tracking.log_file(run_id, f"plots/{plot}.svg", svg.encode())
+    name = settings.model.name
+    report = render_report(
+        *(f"{name} on {data.name}", f"MLflow run {run_id}", evaluation, data, drawn),
+        next_steps(settings.data, champion_uri(), name),
+        tracking.as_yaml(settings),
+        measured,
+    )
+    tracking.log_file(run_id, "report.html", report)
 
 
 def render_report(
@@ -23,6 +49,7 @@ def render_report(
     plots: Mapping[str, str],
     steps: list[tuple[str, str]],
     settings: str = "",
+    measured: Sequence[Measured] = (),
 ) -> bytes:
     """Everything that there is to know of a model's quality.
 
@@ -30,6 +57,7 @@ def render_report(
         plots: SVG files; those of `evaluation_plots`, and perhaps `learning_curves`.
         steps: what one may do next: a sentence and a command.
         settings: what the model was trained with, as YAML.
+        measured: what other precisions cost and gain.
     """
     chosen, total = misclassified(evaluation)
     wrong = [_row(evaluation, index) for index in chosen]
@@ -48,6 +76,7 @@ def render_report(
         answer_names=sorted({row["answer"] for row in wrong}),
         steps=steps,
         settings=settings,
+        measured=measured,
     )
 
 

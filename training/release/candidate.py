@@ -25,6 +25,7 @@ from training import tracking
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
+from training.quality.report import log_report
 from training.release.export import export_onnx, onnx_classify, parity
 from training.release.quantization import quantize_int8, speed_ratio
 from training.release.registry import PRECISIONS
@@ -84,6 +85,8 @@ def export_run(run_id: str) -> str:
             test = evaluate(probabilities, data.test, data.classes).metrics
             _describe(file, metadata.model_copy(update={**own, "test": test}))
         _tell(run_id, measured, accuracy_of(exact, data))
+        trained = evaluate(np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE)), data.test, data.classes)
+        log_report(run_id, settings, data, trained, measured)
         return _log_onnx(run_id, list(files))
 
 

@@ -24,6 +24,7 @@ async def model(request: Request) -> Response:
         loaded_at=predictor.loaded_at,
         runtime=predictor.runtime,
         providers=predictor.providers,
+        lacks=predictor.lacks,
     )
     return Response(info.model_dump_json(), media_type="application/json")
 

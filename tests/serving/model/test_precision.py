@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
 from pyarrow import parquet
 
 from serving.batch.prediction import BatchPrediction
 from serving.model.contract import Metadata
-from serving.model.errors import ModelError, UserError
+from serving.model.errors import ModelError, PictureError, UserError
 from serving.model.pictures.files import open_pictures
 from serving.model.precision import chosen
 from serving.model.predictor import Predictor, file_for
@@ -24,6 +26,7 @@ from tests.helpers.pictures import png
 from tests.helpers.service import InProcess, edit_onnx, metric
 from tests.helpers.state import ROOT, TINY, Trained
 from tests.helpers.waiting import free_port
+from tests.serving.model.test_fuzz import damaged, whole_files
 from training import tracking
 from training.config import compose
 from training.release.candidate import export_run
@@ -58,6 +61,15 @@ def edited(version: Path, folder: Path, edit: Callable[[Metadata], Metadata]) ->
     for other in version.parent.glob("model-*.onnx"):
         (folder / other.name).write_bytes(other.read_bytes())
     return edit_onnx(version, folder / version.name, change)
+
+
+def test_the_report_of_a_run_says_what_they_cost(version: Path) -> None:
+    about = Predictor(version).metadata
+    report = tracking.artifact(about.mlflow_run_id, "report.html").read_text()
+    assert about.measured
+    for said in about.measured:
+        assert f"<td>{said.precision}</td><td>{said.runtime}</td>" in report
+        assert f"{100 * said.changed:.2f} %" in report
 
 
 @pytest.mark.slow
@@ -158,6 +170,52 @@ def test_int8_runs_where_openvino_is_not(version: Path, monkeypatch: pytest.Monk
     assert Predictor(version, precision="auto").precision in ("fp32", "int8")
 
 
+@pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
+def test_what_auto_can_not_have_is_said(
+    in_process: InProcess, version: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_process(model=str(version), precision="auto") as client:
+        assert client.get("/model").json()["lacks"] == []
+        assert metric(client, "classifier_model_lacks") == 0
+    monkeypatch.setattr("serving.model.runtime.has_openvino", lambda: False)
+    with in_process(model=str(version), precision="auto") as client:
+        lacks = client.get("/model").json()["lacks"]
+        assert "bf16 in openvino: the package openvino is not installed" in lacks
+        assert lacks[0] in caplog.text
+        assert metric(client, "classifier_model_lacks") == len(lacks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", QUICK)
+def test_damaged_files_are_answered_or_have_a_reason(version: Path, precision: str) -> None:
+    """A twentieth of the ten thousand that float32 gets; a whole picture beside each is answered as ever."""
+    predictor = Predictor(version, precision=precision)  # type: ignore[arg-type]
+    (expected,) = predictor.classify([png()], 1_000_000, all_cores=True)
+
+    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(damaged(whole_files()))
+    def check(content: bytes) -> None:
+        answer, whole = predictor.classify([content, png()], 1_000_000, all_cores=True)
+        assert isinstance(answer, PictureError) or float(np.sum(answer)) == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(whole, expected, atol=1e-2)
+
+    check()
+
+
+@pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
+def test_the_memory_of_a_large_picture_comes_back(version: Path) -> None:
+    """A long one, which is decoded at its full size; the model's own copies of it are four times as large."""
+    runtime = open_file(version, "bf16", "openvino")
+    memory = psutil.Process().memory_info
+    for all_cores in (False, True):
+        runtime.run(np.zeros((1, 40, 40, 3), np.uint8), all_cores=all_cores)
+    long = np.zeros((1, 64, 700_000, 3), np.uint8)
+    before = memory().rss
+    for all_cores in (False, True):
+        runtime.run(long, all_cores=all_cores)
+    assert memory().rss < before + 100e6
+
+
 def test_files_of_two_versions_are_not_mixed(version: Path, tmp_path: Path) -> None:
     file = edited(version, tmp_path, lambda about: about.model_copy(update={"mlflow_run_id": "another"}))
     assert_raises_in_words(UserError, lambda: Predictor(file, precision="int8"), "not of the same run")
@@ -197,6 +255,7 @@ def test_threads_have_answers_of_their_own(version: Path, precision: str) -> Non
     """Concurrent runs share nothing that the next one overwrites."""
     runtime = open_file(file_for(version, precision), precision, runtimes(precision)[0])  # type: ignore[arg-type]
     pictures = [np.random.default_rng(seed).integers(0, 256, (2, 40, 40, 3), np.uint8) for seed in range(20)]
+    pictures.append(np.random.default_rng(20).integers(0, 256, (1, 1200, 1200, 3), np.uint8))
     alone = [runtime.run(each, all_cores=False) for each in pictures]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda each: runtime.run(each, all_cores=False), pictures * 5))

@@ -158,28 +158,58 @@ def test_a_version_that_fails_at_a_picture_that_the_old_one_answered_is_broken(
         assert client.post("/classify", files={"image": png()}).status_code == 200
 
 
+def with_bf16(trained: Trained, *, allowed: bool) -> onnx.ModelProto:
+    said = {"precision": "bf16", "runtime": "openvino", "accuracy": 0.5, "changed": 0, "largest_change": 0, "speed": 2}
+    model = onnx.load(trained.onnx)
+    properties = {each.key: each.value for each in model.metadata_props}
+    onnx.helper.set_model_props(model, {**properties, "measured": json.dumps([{**said, "allowed": allowed}])})
+    return model
+
+
+@pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
+def test_auto_follows_what_each_version_allows(in_process: InProcess, trained: Trained, own_registry: Path) -> None:
+    """Under load: each answer says the precision of the version that gave it."""
+    allowed = {promote(trained, with_bf16(trained, allowed=True)): "bf16"}
+    with in_process(model=champion_uri(), poll_seconds=0.2, precision="auto") as client:
+        answers: list[httpx.Response] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                answers.append(client.post("/classify", files={"image": png()}))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for precision in ("fp32", "bf16"):
+                new = promote(trained, with_bf16(trained, allowed=precision == "bf16"))
+                allowed[new] = precision
+                wait_until(lambda new=new: version(client) == new)  # type: ignore[misc]
+                enough = len(answers) + 20
+                wait_until(lambda enough=enough: len(answers) > enough)  # type: ignore[misc]
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert {answer.status_code for answer in answers} == {200}
+        models = [answer.json()["model"] for answer in answers]
+        assert {(model["version"], model["precision"]) for model in models} == allowed.items()
+
+
 @pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
 def test_a_version_that_does_not_allow_the_precision_leaves_the_old_one(
     in_process: InProcess, trained: Trained, own_registry: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = {"precision": "bf16", "runtime": "openvino", "accuracy": 0.5, "changed": 0, "largest_change": 0, "speed": 1}
-
-    def measured(allowed: bool) -> onnx.ModelProto:
-        model = onnx.load(trained.onnx)
-        properties = {each.key: each.value for each in model.metadata_props}
-        measures = json.dumps([{**said, "allowed": allowed}])
-        onnx.helper.set_model_props(model, {**properties, "measured": measures})
-        return model
-
-    first = promote(trained, measured(True))
+    first = promote(trained, with_bf16(trained, allowed=True))
     with in_process(model=champion_uri(), poll_seconds=0.2, precision="bf16") as client:
         assert client.get("/model").json()["precision"] == "bf16"
         failed = changes(client, "failed")
-        promote(trained, measured(False))
+        promote(trained, with_bf16(trained, allowed=False))
         wait_until(lambda: changes(client, "failed") == failed + 1)
         assert version(client) == first
         assert "does not allow SERVING_PRECISION=bf16: its accuracy is 50.00%" in caplog.text
-        third = promote(trained, measured(True))
+        third = promote(trained, with_bf16(trained, allowed=True))
         wait_until(lambda: version(client) == third)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from serving.model.contract import Measured
 from serving.model.pictures.decoding import AS_SHOWN
 from tests.helpers.state import TINY
 from training.config import compose
@@ -18,6 +19,10 @@ from training.quality.evaluation import Evaluation, evaluate
 from training.quality.figures import evaluation_plots, learning_curves_figure, plots
 from training.quality.report import MISCLASSIFIED, misclassified, next_steps, render_report
 
+SAID = Measured(
+    **{"precision": "int8", "runtime": "openvino", "accuracy": 0.655, "changed": 0.02, "largest_change": 0.47},
+    **{"speed": 2.3, "allowed": False},
+)
 ODD = ["$x_1$", "Müll", "猫", "<b>bold</b>", "a & b", "c\\d", "%s", "{{x}}", "  ", "a" * 80]
 
 
@@ -64,7 +69,7 @@ def report(data: ImageData, tmp_path: Path) -> Path:
     drawn |= evaluation_plots(evaluation)
     steps = next_steps(compose(["data=folder", "data.root=/my pictures"]).data, "models:/x@champion", "resnet18")
     path = tmp_path / "report.html"
-    path.write_bytes(render_report("A <title>", "of a run", evaluation, odd, drawn, steps, "seed: 1"))
+    path.write_bytes(render_report("A <title>", "of a run", evaluation, odd, drawn, steps, "seed: 1", [SAID]))
     return path
 
 
@@ -89,7 +94,10 @@ def test_it_says_what_there_is_to_know_and_fits_a_phone(page: Page, report: Path
     expect(page.locator("details").first).to_contain_text("a/<i>.txt")
     expect(page.locator("svg")).to_have_count(3)
     for name in ODD:
-        assert name.strip()[:20] in page.locator("tbody, table").last.inner_text(), name
+        assert name.strip()[:20] in page.locator("section", has_text="By class").inner_text(), name
+    expect(page.locator("section", has_text="SERVING_PRECISION").locator("tr").last).to_have_text(
+        re.compile(r"int8\s*openvino\s*65.50 %\s*2.00 %\s*4.7e-01\s*2.3\S\s*not allowed")
+    )
     expect(page.locator("pre").first).to_have_text("python -m flows.retrain models=[resnet18] data='/my pictures'")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it fits a phone"
 
