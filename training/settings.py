@@ -178,7 +178,7 @@ class SmallDataSettings(Settings):
 
 class ExportSettings(Settings):
     quantize: Literal["none", "int8"]
-    bf16_loss: Change  # of test accuracy, in [0, 1], up to which a version may answer in it
+    half_loss: Change  # of test accuracy, in [0, 1], up to which a version may answer in bf16 or fp16
     int8_loss: Change
 
 

@@ -21,12 +21,12 @@ class Measured(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    precision: Precision  # bf16 or int8
+    precision: Precision  # bf16, int8 or fp16
     runtime: str  # openvino or onnxruntime
     accuracy: float
     changed: float  # the share of pictures that get another class than in float32
     largest_change: float  # of a probability
-    speed: float  # how many times as fast as ONNX Runtime in float32, on the machine that exported it
+    speed: float  # how many times as fast as ONNX Runtime in float32 on the same device of the machine that exported it
     allowed: bool  # whether the accuracy loses no more than its bound
 
 
@@ -48,7 +48,7 @@ class Metadata(BaseModel):
     crop_share: float | None = None  # the share of height and width that is looked at, in the middle
     decode_shorter_side: int | None = None  # see Decoding; contract 0: at full size
     quantization: str | None = None  # none or int8: of files from before there was `precision`
-    precision: Precision | None = None  # that the file has: fp32 or int8
+    precision: Precision | None = None  # that the file has: fp32, int8 or fp16
     measured: list[Measured] = Field(default_factory=list)  # the other precisions of its version
     git_commit: str | None = None  # that trained it
     git_dirty: str | None = None  # whether files differed from the commit: true, false or unknown

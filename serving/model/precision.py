@@ -5,7 +5,7 @@ from typing import Literal, cast, get_args
 
 from serving.model.errors import UserError
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "int8", "fp16"]
 Choice = Precision | Literal["auto"]
 
 

@@ -15,7 +15,7 @@ from serving.model.errors import ModelError, NotAllowed, UserError, is_out_of_me
 from serving.model.pictures.decoding import opened, pixels_of
 from serving.model.pictures.memory import LARGE, LargePicture
 from serving.model.precision import Choice, Precision
-from serving.model.runtime import CPU, Runtime, obstacle, open_file
+from serving.model.runtime import CPU, Runtime, is_for, obstacle, open_file
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,8 @@ class Predictor:
                 raise ModelError(f"{self._path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
             choice = own
         for said in sorted(about.measured, key=lambda said: -said.speed):
-            if choice not in ("auto", said.precision) or not said.allowed or (choice == "auto" and said.speed <= 1):
+            pays = said.speed > 1 and is_for(said.precision, providers)
+            if not said.allowed or not (said.precision == choice or (choice == "auto" and pays)):
                 continue
             try:
                 if reason := obstacle(said.precision, said.runtime, providers):

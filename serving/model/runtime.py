@@ -17,6 +17,7 @@ from serving.model.pictures.memory import LARGE
 from serving.model.precision import Precision
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 
 class Runtime(Protocol):
@@ -41,20 +42,40 @@ class Runtime(Protocol):
 
 
 # The runtimes that have a precision beside float32, the quickest first.
-RUNTIMES: dict[Precision, tuple[str, ...]] = {"bf16": ("openvino",), "int8": ("openvino", "onnxruntime")}
+RUNTIMES: dict[Precision, tuple[str, ...]] = {
+    "bf16": ("openvino",),
+    "int8": ("openvino", "onnxruntime"),
+    "fp16": ("onnxruntime",),
+}
 
 
 def open_file(
     path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime", providers: Sequence[str] = (CPU,)
 ) -> Runtime:
     """Loads a file; raises UserError where ONNX Runtime has none of the providers, and whatever a runtime raises."""
-    return OpenVino(path, precision) if runtime == "openvino" else OnnxRuntime(path, providers)
+    if runtime == "openvino":
+        return OpenVino(path, precision)
+    opened = OnnxRuntime(path, providers)
+    if precision == "fp16" and opened.units[0] == CPU:  # it goes on without a provider that fails
+        raise UserError(f"fp16 is for GPUs, and ONNX Runtime got none: {CUDA} failed, as it says above")
+    return opened
+
+
+def providers_for(precision: Precision) -> Sequence[str]:
+    """ONNX Runtime's providers that a precision is measured with."""
+    return (CUDA, CPU) if precision == "fp16" else (CPU,)
+
+
+def is_for(precision: Precision, providers: Sequence[str]) -> bool:
+    """Whether a precision is for what computes here: fp16 for GPUs, bf16 and int8 for CPUs."""
+    return (precision == "fp16") == (_available(providers)[0] != CPU)
 
 
 def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU,)) -> str:
     """Why a runtime can't answer in a precision here; empty: it can."""
-    if (first := _available(providers)[0]) != CPU:
-        return f"{precision} is for CPUs, and SERVING_PROVIDERS begins with {first} here; set SERVING_PROVIDERS={CPU}"
+    if not is_for(precision, providers):
+        first, device, right = _available(providers)[0], *(("GPUs", CUDA) if precision == "fp16" else ("CPUs", CPU))
+        return f"{precision} is for {device}, and SERVING_PROVIDERS begins with {first} here; set it to {right}"
     if runtime == "openvino" and not has_openvino():
         return "the package openvino is not installed"
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -63,8 +84,8 @@ def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU
 
 
 def runtimes(precision: Precision) -> list[str]:
-    """The runtimes on this CPU that have a precision beside float32, the quickest first."""
-    return [runtime for runtime in RUNTIMES[precision] if not obstacle(precision, runtime)]
+    """The runtimes on this machine that have a precision beside float32, the quickest first."""
+    return [runtime for runtime in RUNTIMES[precision] if not obstacle(precision, runtime, providers_for(precision))]
 
 
 @cache

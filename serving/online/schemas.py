@@ -65,7 +65,7 @@ class ModelName(BaseModel):
     version: str
     run_id: str
     data: str
-    precision: str = Field(description="The precision it answered in: fp32, bf16 or int8.")
+    precision: str = Field(description="The precision it answered in: fp32, bf16, int8 or fp16.")
 
     @classmethod
     def of(cls, predictor: Predictor) -> "ModelName":

@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.serving_throughput [SECONDS]
 
-Where the CPU computes in bf16, this service takes part in bf16 too.
+Where the CPU computes in bf16, this service takes part in bf16 too, and so does one with OpenVINO.
 
 Raw ONNX Runtime, with the best of several batch sizes and numbers of threads, is the limit: it and the servers take
 turns, and all but one are stopped meanwhile, for LitServe takes a sixth of a core while nobody asks it. The load comes
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ TURNS = 5
 BF16 = {"SERVING_PRECISION": "bf16"}
 # So many clients, so many seconds -> answers a second, and the median latency in milliseconds.
 Load = Callable[[int, float], tuple[float, float]]
+WEB = ["fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"]
 RUNTIME = [f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"]
 
 
@@ -210,7 +212,16 @@ def main(seconds: float) -> None:
                 "FastAPI and ONNX Runtime",
                 [str(RIVALS / "plain_fastapi.py"), "{port}"],
                 *("/classify", "/health", upload),
-                [*RUNTIME, "fastapi==0.150.0", "uvicorn[standard]", "python-multipart", "pillow"],
+                [*WEB, *RUNTIME],
+            ),
+            *(
+                Server(
+                    "FastAPI and OpenVINO, bf16",
+                    [str(RIVALS / "plain_openvino.py"), "{port}"],
+                    *("/classify", "/health", upload),
+                    [*WEB, f"openvino=={version('openvino')}", f"numpy=={np.__version__}"],
+                )
+                for _ in runtimes("bf16")
             ),
             Server(
                 "LitServe",

@@ -20,14 +20,14 @@ from serving.model.contract import CONTRACT, INPUT, MODEL_FILE, OUTPUT, Measured
 from serving.model.errors import ModelError, UserError
 from serving.model.precision import Precision
 from serving.model.predictor import file_for
-from serving.model.runtime import runtimes
+from serving.model.runtime import providers_for, runtimes
 from training import tracking
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
 from training.quality.report import log_report
 from training.release.export import export_onnx, onnx_classify, parity
-from training.release.quantization import quantize_int8, speed_ratio
+from training.release.quantization import convert_to_fp16, quantize_int8, speed_ratio
 from training.release.registry import PRECISIONS
 
 log = logging.getLogger(__name__)
@@ -55,14 +55,20 @@ def export_run(run_id: str) -> str:
         exact = _checked_against_pytorch(path, run_id, data)
         tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, exact)
         files = {path: exact}
-        found = measure(path, path, "bf16", exact, data, settings.export.bf16_loss)
+        found = measure(path, path, "bf16", exact, data, settings.export.half_loss)
+        written: list[tuple[Precision, float]] = []
         if settings.export.quantize == "int8":
-            int8 = file_for(path, "int8")
-            quantize_int8(path, int8, data.train)
-            in_int8 = measure(path, int8, "int8", exact, data, settings.export.int8_loss)
-            if allowed := [probabilities for said, probabilities in in_int8 if said.allowed]:
-                files[int8] = allowed[0]
-            found += in_int8
+            quantize_int8(path, file_for(path, "int8"), data.train)
+            written.append(("int8", settings.export.int8_loss))
+        if runtimes("fp16"):
+            convert_to_fp16(path, file_for(path, "fp16"))
+            written.append(("fp16", settings.export.half_loss))
+        for precision, largest_loss in written:
+            file = file_for(path, precision)
+            in_it = measure(path, file, precision, exact, data, largest_loss)
+            if allowed := [probabilities for said, probabilities in in_it if said.allowed]:
+                files[file] = allowed[0]
+            found += in_it
         measured = [said for said, _ in found]
         metadata = Metadata(
             contract=CONTRACT,
@@ -81,7 +87,7 @@ def export_run(run_id: str) -> str:
             **{name: tags[name] for name in ("git_commit", "git_dirty", "data_fingerprint")},
         )
         for file, probabilities in files.items():
-            own = {"precision": "fp32" if file == path else "int8"}
+            own = {"precision": "fp32" if file == path else file.stem.rpartition("-")[2]}
             test = evaluate(probabilities, data.test, data.classes).metrics
             _describe(file, metadata.model_copy(update={**own, "test": test}))
         _tell(run_id, measured, accuracy_of(exact, data))
@@ -146,11 +152,12 @@ def measure(
     """
     found = []
     images = next(data.test.batches(BATCH_SIZE))[1]
-    exact_classify = onnx_classify(exact_file)
+    providers = providers_for(precision)
+    exact_classify = onnx_classify(exact_file, providers=providers)
     before = accuracy_of(exact, data)
     for runtime in runtimes(precision):
         try:
-            classify = onnx_classify(file, precision, runtime)
+            classify = onnx_classify(file, precision, runtime, providers)
             probabilities = predict(classify, data.test, f"measuring {precision} in {runtime}")
         except Exception as error:  # an operation that it does not have, say: float32 answers without it
             log.warning("%s can't run in %s: %s", precision, runtime, " ".join(str(error).split())[:200])

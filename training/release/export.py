@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.onnx import ONNXProgram
 
 from serving.model.contract import INPUT, OUTPUT
 from serving.model.precision import Precision
-from serving.model.runtime import open_file
+from serving.model.runtime import CPU, open_file
 from training.model.classifier import ImageClassifier
 from training.quality.evaluation import Classify
 
@@ -62,9 +63,11 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     onnx.save(model, path)
 
 
-def onnx_classify(path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime") -> Classify:
+def onnx_classify(
+    path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime", providers: Sequence[str] = (CPU,)
+) -> Classify:
     """An ONNX file, which needs no metadata yet, as a function of arrays."""
-    return partial(open_file(path, precision, runtime).run, all_cores=True)
+    return partial(open_file(path, precision, runtime, providers).run, all_cores=True)
 
 
 @dataclass(frozen=True)

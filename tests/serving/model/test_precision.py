@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from pyarrow import parquet
 
 from serving.batch.prediction import BatchPrediction
-from serving.model.contract import Metadata
+from serving.model.contract import Measured, Metadata
 from serving.model.errors import ModelError, PictureError, UserError
 from serving.model.pictures.files import open_pictures
 from serving.model.precision import chosen
@@ -45,7 +45,7 @@ def version(trained: Trained) -> Path:
     """The file of float32 of a version that allows every precision."""
     from serving.model.registry import onnx_file, version_uri
 
-    losses = ["export.bf16_loss=1", "export.int8_loss=1"]
+    losses = ["export.half_loss=1", "export.int8_loss=1"]
     run_id = train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8", *losses]))
     version = register(run_id, export_run(run_id), NAME)
     return onnx_file(version_uri(NAME, version), tracking.state_dir())
@@ -239,10 +239,22 @@ def test_openvino_tells_nobody_that_it_is_used(version: Path, tmp_path: Path) ->
     assert not list(tmp_path.rglob("*ga_cid*")), [str(path) for path in tmp_path.rglob("*")]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp8"])
-def test_a_service_does_not_start_with_what_is_not_known(version: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "words"), [("fp8", "bf16"), ("fp16", "was not measured")])
+def test_a_service_does_not_start_with_what_is_not_known(version: Path, precision: str, words: str) -> None:
     settings = {"SERVING_MODEL": str(version), "SERVING_PORT": str(free_port()), "SERVING_PRECISION": precision}
-    assert_user_error(run_module("serving", **settings), f"SERVING_PRECISION={precision}", "bf16")
+    assert_user_error(run_module("serving", **settings), f"SERVING_PRECISION={precision}", words)
+
+
+def test_fp16_is_for_gpus(version: Path, tmp_path: Path) -> None:
+    """A CPU refuses it, and `auto` does not miss it there."""
+    said = Measured(
+        **{"precision": "fp16", "runtime": "onnxruntime", "accuracy": 0.5, "changed": 0, "largest_change": 0},
+        **{"speed": 9, "allowed": True},
+    )
+    file = edited(version, tmp_path, lambda about: about.model_copy(update={"measured": [said]}))
+    words = "SERVING_PRECISION=fp16", "for GPUs", "begins with CPUExecutionProvider", "CUDAExecutionProvider"
+    assert_raises_in_words(UserError, lambda: Predictor(file, precision="fp16"), *words)
+    assert Predictor(file, precision="auto").lacks == []
 
 
 def test_a_wrong_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from training.data.split import load_data
 from training.quality.evaluation import predict, torch_classify
 from training.release.candidate import export_run, load_model
 from training.release.export import onnx_classify, parity
+from training.release.quantization import convert_to_fp16
 from training.release.registry import register
 from training.train import train
 
@@ -73,10 +74,23 @@ def test_parity_tells_ties_from_disagreements() -> None:
     assert (shifted.disagreements, shifted.holds) == (0, False)
 
 
+def test_a_file_in_fp16_is_half_as_large_and_answers_alike(trained: Trained, tmp_path: Path) -> None:
+    """On a CPU, which computes it more slowly; its answers are the same kind of thing on a GPU."""
+    half = tmp_path / "model-fp16.onnx"
+    convert_to_fp16(trained.onnx, half)
+    settings = tracking.run_settings(trained.run_id)
+    test = load_data(settings.data, settings.seed, settings.model.decoding).test
+    exact, answers = (predict(onnx_classify(file), test, "onnx") for file in (trained.onnx, half))
+    assert answers.dtype == np.float32
+    assert 1e-6 < np.abs(exact - answers).max() < 2e-2
+    assert (exact.argmax(1) != answers.argmax(1)).mean() < 0.02
+    assert half.stat().st_size < 0.6 * trained.onnx.stat().st_size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("largest_loss", "kept"), [(1.0, True), (-1.0, False)])
 def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kept: bool, tmp_path: Path) -> None:
-    losses = [f"export.bf16_loss={largest_loss}", f"export.int8_loss={largest_loss}"]
+    losses = [f"export.half_loss={largest_loss}", f"export.int8_loss={largest_loss}"]
     run_id = train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8", *losses]))
     file = Path(mlflow.artifacts.download_artifacts(export_run(run_id), dst_path=str(tmp_path))) / MODEL_FILE
     int8 = file_for(file, "int8")
