@@ -228,15 +228,18 @@ def test_providers_that_contradict_the_precision_are_named(version: Path, monkey
     assert_raises_in_words(UserError, lambda: Predictor(version, "1", providers, "int8"), *words)
 
 
-def test_openvino_tells_nobody_that_it_is_used(version: Path, tmp_path: Path) -> None:
-    """Its tools would report its import, and keep an id in the home directory."""
-    program = (
-        "from pathlib import Path; from serving.model.predictor import Predictor; "
-        f"Predictor(Path({str(version)!r}), precision='int8')"
-    )
-    command = [sys.executable, "-c", program]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "HOME": str(tmp_path)}, check=True)
-    assert not list(tmp_path.rglob("*ga_cid*")), [str(path) for path in tmp_path.rglob("*")]
+def test_no_runtime_tells_anybody_that_it_is_used(version: Path, tmp_path: Path) -> None:
+    """Both would report their import, and keep an id in the home directory."""
+    for program in (
+        f"from pathlib import Path; from serving.model.predictor import Predictor as P; P(Path({str(version)!r}), "
+        "precision='int8')",
+        "import training.release.candidate",
+    ):
+        environment = {**os.environ, "HOME": str(tmp_path)}
+        del environment["ORT_DISABLE_TELEMETRY"]  # which the tests' own process has by now
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+        assert not [path for path in tmp_path.rglob("*") if path.name in ("deviceid", "onnxruntime.db")]
+        assert not list(tmp_path.rglob("*ga_cid*"))
 
 
 @pytest.mark.parametrize(("precision", "words"), [("fp8", "bf16"), ("fp16", "was not measured")])
