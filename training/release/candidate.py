@@ -3,8 +3,9 @@
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -22,13 +23,15 @@ from serving.model.precision import Precision
 from serving.model.predictor import file_for
 from serving.model.runtime import providers_for, runtimes
 from training import tracking
+from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
 from training.quality.report import log_report
 from training.release.export import export_onnx, onnx_classify, parity
-from training.release.quantization import convert_to_fp16, quantize_int8, speed_ratio
+from training.release.quantization import FIRST_LAYERS, convert_to_fp16, quantize_int8, speed_ratio
 from training.release.registry import PRECISIONS
+from training.settings import ExportSettings
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +57,8 @@ def export_run(run_id: str) -> str:
         export_onnx(load_model(run_id), path)
         exact = _checked_against_pytorch(path, run_id, data)
         tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, exact)
-        files = {path: exact}
-        found = measure(path, path, "bf16", exact, data, settings.export.half_loss)
-        written: list[tuple[Precision, float]] = []
-        if settings.export.quantize == "int8":
-            quantize_int8(path, file_for(path, "int8"), data.train)
-            written.append(("int8", settings.export.int8_loss))
-        if runtimes("fp16"):
-            convert_to_fp16(path, file_for(path, "fp16"))
-            written.append(("fp16", settings.export.half_loss))
-        for precision, largest_loss in written:
-            file = file_for(path, precision)
-            in_it = measure(path, file, precision, exact, data, largest_loss)
-            if allowed := [probabilities for said, probabilities in in_it if said.allowed]:
-                files[file] = allowed[0]
-            found += in_it
-        measured = [said for said, _ in found]
+        measured, others = _other_precisions(path, exact, data, settings.export)
+        files = {path: exact, **others}
         metadata = Metadata(
             contract=CONTRACT,
             classes=data.classes,
@@ -90,10 +79,38 @@ def export_run(run_id: str) -> str:
             own = {"precision": "fp32" if file == path else file.stem.rpartition("-")[2]}
             test = evaluate(probabilities, data.test, data.classes).metrics
             _describe(file, metadata.model_copy(update={**own, "test": test}))
-        _tell(run_id, measured, accuracy_of(exact, data))
+        _tell(run_id, measured, accuracy_of(exact, data.test))
         trained = evaluate(np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE)), data.test, data.classes)
         log_report(run_id, settings, data, trained, measured)
         return _log_onnx(run_id, list(files))
+
+
+def _other_precisions(
+    path: Path, exact: np.ndarray, data: ImageData, settings: ExportSettings
+) -> tuple[list[Measured], dict[Path, np.ndarray]]:
+    """What a version costs and gains in other precisions than float32, and its files for them.
+
+    The files are those that are allowed, each with its probabilities of the test pictures in its quickest runtime.
+    """
+    measured = [said for said, _ in measure(path, path, "bf16", exact, data, settings.half_loss)]
+    files = {}
+    ways: dict[Precision, tuple[float, list[Callable[[Path], None]]]] = {}
+    if settings.quantize == "int8":
+        layers = (0, FIRST_LAYERS)  # that stay in float32: none, if that is good enough
+        write = [partial(quantize_int8, path, pictures=data.train, exact_layers=number) for number in layers]
+        ways["int8"] = settings.int8_loss, [*write]
+    if runtimes("fp16"):
+        ways["fp16"] = settings.half_loss, [partial(convert_to_fp16, path)]
+    for precision, (largest_loss, writers) in ways.items():
+        file = file_for(path, precision)
+        for write_to in writers:
+            write_to(file)
+            found = measure(path, file, precision, exact, data, largest_loss)
+            if allowed := [probabilities for said, probabilities in found if said.allowed]:
+                files[file] = allowed[0]
+                break
+        measured += [said for said, _ in found]
+    return measured, files
 
 
 def _describe(file: Path, metadata: Metadata) -> None:
@@ -154,7 +171,7 @@ def measure(
     images = next(data.test.batches(BATCH_SIZE))[1]
     providers = providers_for(precision)
     exact_classify = onnx_classify(exact_file, providers=providers)
-    before = accuracy_of(exact, data)
+    before = accuracy_of(exact, data.test)
     for runtime in runtimes(precision):
         try:
             classify = onnx_classify(file, precision, runtime, providers)
@@ -162,7 +179,7 @@ def measure(
         except Exception as error:  # an operation that it does not have, say: float32 answers without it
             log.warning("%s can't run in %s: %s", precision, runtime, " ".join(str(error).split())[:200])
             continue
-        after = accuracy_of(probabilities, data)
+        after = accuracy_of(probabilities, data.test)
         said = Measured(
             precision=precision,
             runtime=runtime,
@@ -177,9 +194,9 @@ def measure(
     return found
 
 
-def accuracy_of(probabilities: np.ndarray, data: ImageData) -> float:
-    """The share of the test pictures whose likeliest class is right."""
-    return float((probabilities.argmax(axis=1) == data.test.labels).mean())
+def accuracy_of(probabilities: np.ndarray, pictures: Pictures) -> float:
+    """The share of the pictures whose likeliest class is right."""
+    return float((probabilities.argmax(axis=1) == pictures.labels).mean())
 
 
 def _sentence(said: Measured, before: float) -> str:

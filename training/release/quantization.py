@@ -16,15 +16,21 @@ from training.data.pictures import Pictures
 from training.quality.evaluation import Classify
 
 CALIBRATION_PICTURES = 512
-# With the activations after them: 8 bits are spent on what passes through those, not on what they cut off.
-LAYERS = ["Conv", "Gemm", "MatMul", "Relu", "Clip"]
+LAYERS = ["Conv", "Gemm", "MatMul"]
+# With these after them: 8 bits are spent on what passes through, not on what is cut off.
+ACTIVATIONS = ["Relu", "Clip"]
+# Where all in INT8 lose too much, most of that comes from the first: see docs/figures.md.
+FIRST_LAYERS = 3
 
 
-def quantize_int8(source: Path, target: Path, pictures: Pictures) -> None:
+def quantize_int8(source: Path, target: Path, pictures: Pictures, exact_layers: int = 0) -> None:
     """Writes `source` with INT8 layers to `target`: static, per channel, in QDQ format.
 
     Preprocessing and softmax stay in float32, and so do the file's inputs, outputs and metadata. The first of the
     pictures give the ranges of the activations.
+
+    Args:
+        exact_layers: how many of the first layers with weights stay in float32.
     """
     some = pictures.subset(np.arange(min(CALIBRATION_PICTURES, len(pictures))))
     with tempfile.TemporaryDirectory() as directory:
@@ -35,21 +41,27 @@ def quantize_int8(source: Path, target: Path, pictures: Pictures) -> None:
             target,
             _Batches(some),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=LAYERS,
+            op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[node.name for node in _layers(onnx.load(prepared))[:exact_layers]],
         )
+
+
+def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The layers with weights, in order."""
+    weights = {each.name for each in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
 
 
 def convert_to_fp16(source: Path, target: Path) -> None:
     """Writes `source` with layers in fp16, for GPUs, to `target`; preprocessing and softmax stay in float32."""
     model = onnx.load(source)
-    weights = {each.name for each in model.graph.initializer}
-    nodes = list(model.graph.node)
-    first = next(at for at, node in enumerate(nodes) if node.op_type in LAYERS and weights & set(node.input))
-    exact = [node.name for node in (*nodes[:first], nodes[-1])]
+    names = [node.name for node in model.graph.node]
+    first = names.index(_layers(model)[0].name)
+    exact = [*names[:first], names[-1]]
     onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=exact), target)
 
 

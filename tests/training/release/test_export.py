@@ -18,7 +18,7 @@ from training.data.split import load_data
 from training.quality.evaluation import predict, torch_classify
 from training.release.candidate import export_run, load_model
 from training.release.export import onnx_classify, parity
-from training.release.quantization import convert_to_fp16
+from training.release.quantization import convert_to_fp16, quantize_int8
 from training.release.registry import register
 from training.train import train
 
@@ -85,6 +85,18 @@ def test_a_file_in_fp16_is_half_as_large_and_answers_alike(trained: Trained, tmp
     assert 1e-6 < np.abs(exact - answers).max() < 2e-2
     assert (exact.argmax(1) != answers.argmax(1)).mean() < 0.02
     assert half.stat().st_size < 0.6 * trained.onnx.stat().st_size
+
+
+def test_the_first_layers_can_stay_exact(trained: Trained, tmp_path: Path) -> None:
+    settings = tracking.run_settings(trained.run_id)
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
+    exact = []
+    for layers in (0, 3):
+        quantize_int8(trained.onnx, tmp_path / "int8.onnx", data.train, layers)
+        convolutions = [node for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "Conv"]
+        exact.append(["DequantizeLinear" not in node.input[1] for node in convolutions])
+    assert not any(exact[0])
+    assert exact[1] == [True] * 3 + [False] * (len(exact[0]) - 3)
 
 
 @pytest.mark.slow
