@@ -56,6 +56,8 @@ bento: .venv/installed  ## Build a Bento that holds a model; MODEL=models:/NAME@
 .PHONY: mlflow
 mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
 	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(MLFLOW_PORT) setting=MLFLOW_PORT
+	@# MLflow's server does not wait for others that create the database at the same time.
+	@$(BIN)/python -c "from serving.model.registry import connect; connect('$(MLFLOW_TRACKING_URI)')"
 	@echo "MLflow: http://127.0.0.1:$(MLFLOW_PORT)"
 	@$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri $(MLFLOW_TRACKING_URI)
 

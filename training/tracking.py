@@ -17,6 +17,7 @@ import pandas
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
+from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from serving.model import registry
@@ -44,10 +45,7 @@ def state_dir() -> Path:
 
 def connect() -> MlflowClient:
     """Points MLflow at MLFLOW_TRACKING_URI, or at SQLite and files in the state directory."""
-    uri = registry.tracking_uri(state_dir())
-    if file := registry.sqlite_file(uri):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    registry.connect(uri)
+    registry.connect(registry.tracking_uri(state_dir()))
     return MlflowClient()
 
 
@@ -55,12 +53,16 @@ def experiment_id(name: str) -> str:
     """The MLflow experiment of that name, created if it does not exist; RegistryError if MLflow does not answer."""
     client = connect()
     try:
-        if experiment := client.get_experiment_by_name(name):
-            return str(experiment.experiment_id)
-        # An MLflow server knows where its artifacts go; a database file has them beside it.
-        file = registry.sqlite_file(mlflow.get_tracking_uri())
-        location = (file.parent / "mlartifacts").resolve().as_uri() if file else None
-        return str(client.create_experiment(name, artifact_location=location))
+        if not (experiment := client.get_experiment_by_name(name)):
+            # An MLflow server knows where its artifacts go; a database file has them beside it.
+            file = registry.sqlite_file(mlflow.get_tracking_uri())
+            location = (file.parent / "mlartifacts").resolve().as_uri() if file else None
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                if not (experiment := client.get_experiment_by_name(name)):  # another process was quicker
+                    raise
+        return str(experiment.experiment_id)
     except Exception as error:
         raise registry.named_error(error, f"the experiment {name}") from error
 

@@ -11,11 +11,12 @@ import mlflow
 import numpy as np
 import rich
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.syntax import Syntax
 from safetensors.torch import save
 
 from serving.model.errors import UserError
+from serving.model.registry import state_lock
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
@@ -131,13 +132,15 @@ def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evalua
 @contextmanager
 def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
     """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
-    path = settings.state_dir / "locks" / key
-    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = state_lock(settings.state_dir, key, timeout=0)
     try:
-        with FileLock(path, timeout=0):
+        with lock:
             yield
     except Timeout as error:
-        message = f"this exact run is already in progress (run key {key}, lock {path}); wait for it, or change seed=..."
+        message = (
+            f"this exact run is already in progress (run key {key}, lock {lock.lock_file}); wait for it, or change "
+            "seed=..."
+        )
         raise UserError(message) from error
 
 

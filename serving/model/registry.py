@@ -7,8 +7,11 @@ import os
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from serving.model.contract import MODEL_FILE
 from serving.model.errors import ModelError, RegistryError, UserError, exit_in_words
@@ -46,13 +49,64 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def state_lock(directory: Path, name: str, timeout: float = -1) -> FileLock:
+    """A lock on `name` among all processes that share a state directory; waits `timeout` seconds, below 0 for ever."""
+    path = directory / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=timeout)
+
+
 def connect(uri: str) -> Any:
     """Points MLflow at a registry; returns the package, whose import takes seconds."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a log would have a line for every step
     import mlflow
 
     mlflow.set_tracking_uri(uri)
+    if file := sqlite_file(uri):
+        try:
+            _make_whole(file)
+        except Exception as error:
+            raise named_error(error, f"MLflow's database {file}") from error
     return mlflow
+
+
+@cache
+def _make_whole(file: Path) -> None:
+    """Creates MLflow's database, or brings it to this MLflow's tables, in one process at a time.
+
+    MLflow itself takes no lock for that, and a second process in it leaves a database that is broken for good. A new
+    one takes its place when it is whole: a process that is killed meanwhile leaves none.
+    """
+    if _is_whole(file):
+        return
+    with state_lock(file.parent, file.name):
+        if file.exists():
+            _make_tables(file)
+        else:
+            new = file.with_name(f"{file.name}.new")
+            new.unlink(missing_ok=True)
+            _make_tables(new)
+            new.replace(file)
+
+
+def _is_whole(file: Path) -> bool:
+    from mlflow.store.db import utils
+
+    if not file.exists():
+        return False
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{file}")
+    try:
+        return bool(utils._all_tables_exist(engine))
+    finally:
+        engine.dispose()
+
+
+def _make_tables(file: Path) -> None:
+    """What MLflow does when it opens a database, which adds its first experiment as well."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{file}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)._dispose_engine()
 
 
 def use_short_timeouts() -> None:
