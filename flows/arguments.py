@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from prefect import Flow
 from pydantic import TypeAdapter, ValidationError
 
-from serving.model.errors import UserError, exit_in_words
+from serving.model.errors import UserError, exit_in_words, without_credentials
 
 T = TypeVar("T")
 
@@ -42,6 +42,10 @@ def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str
         if name not in parameters or not equals:
             known = f"KEY is one of {', '.join(parameters)}" if parameters else "this command takes none"
             raise UserError(f"{word}: give KEY=VALUE, where {known}")
+        if without_credentials(text) != text:
+            raise UserError(
+                f"{word}: there is a password in it, and Prefect keeps what a run was asked for; leave it out"
+            )
         if not text and parameters[name].default is inspect.Parameter.empty:
             raise UserError(f"{word}: there is no value; give {name}=VALUE")
         try:

@@ -1,6 +1,7 @@
 """What is retried, and how a failure reads."""
 
 import logging
+import traceback
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -8,7 +9,7 @@ from prefect import Task
 from prefect.client.schemas import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from serving.model.errors import RegistryError, full_disk, in_words, is_forbidden
+from serving.model.errors import RegistryError, full_disk, in_words, is_forbidden, without_credentials
 
 
 def is_temporary(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -27,15 +28,18 @@ RETRIES: dict[str, Any] = {
 }
 
 
-class _WithoutTraceback(logging.Filter):
-    """Leaves out the traceback of what has words for people: the message says it all."""
+class _ForPeople(logging.Filter):
+    """Leaves out credentials, and the traceback of what has words for people: the message says it all."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_credentials(record.getMessage()), ()
         error = record.exc_info and record.exc_info[1]
         if error and in_words(error):
             record.exc_info = None
+        elif error:  # formatters take the text where there is one
+            record.exc_text = without_credentials("".join(traceback.format_exception(error)).rstrip())
         return True
 
 
 for name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(name).addFilter(_WithoutTraceback())
+    logging.getLogger(name).addFilter(_ForPeople())

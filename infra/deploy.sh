@@ -3,6 +3,13 @@
 set -eu
 pool=$1 type=$2
 shift 2
+shown=${PREFECT_API_URL:-}
+[ "$type" = process ] || shown="$shown ${MLFLOW_TRACKING_URI:-}"  # which infra/prefect.yaml hands to the containers
+case $shown in *://*@*)
+    echo "error: Prefect would show the password in the address PREFECT_API_URL or MLFLOW_TRACKING_URI" >&2
+    echo "Set PREFECT_API_AUTH_STRING=USER:PASSWORD instead, or let the runs ask an MLflow server that needs none." >&2
+    exit 2 ;;
+esac
 prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create --type "$type" "$pool"
 prefect automation inspect crash-what-is-silent >/dev/null 2>&1 ||
     prefect automation create --from-file infra/automations.yaml

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from serving.model import registry
-from serving.model.errors import UserError
+from serving.model.errors import UserError, without_credentials
 from training.data.sources import LeftOut
 from training.data.split import ImageData
 from training.settings import Settings, TrainSettings
@@ -98,7 +98,7 @@ def run_page(run: Run) -> str | None:
     address = os.environ.get("MLFLOW_PAGE") or mlflow.get_tracking_uri()
     if not address.startswith("http"):
         return None
-    return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{without_credentials(address)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def _dataset_inputs(settings: TrainSettings, data: ImageData) -> list[DatasetInput]:

@@ -15,7 +15,7 @@ from filelock import Timeout
 from rich.syntax import Syntax
 from safetensors.torch import save
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, without_credentials
 from serving.model.registry import state_lock
 from training import tracking
 from training.config import hydra_command
@@ -168,7 +168,7 @@ def main(settings: TrainSettings) -> None:
         for _ in set_up(settings).trainer.fit():  # the first process evaluates and tracks for all
             pass
         return
-    rich.print(Syntax(tracking.as_yaml(settings), "yaml", background_color="default"))
+    rich.print(Syntax(without_credentials(tracking.as_yaml(settings)), "yaml", background_color="default"))
     train(settings)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,13 +13,40 @@ OUT_OF_MEMORY = (
     *("out of memory", "memory allocation", "insufficient memory"),  # Pillow, CUDA; libheif; libjpeg
     *("bad_alloc", "bad allocation", "failed to allocate memory", "bytes of memory"),  # ONNX Runtime; OpenVINO
 )
+# What stands before the host of an address, also of one that became a path and lost a slash (models:/NAME@ALIAS has no
+# host); and the names of variables whose values are credentials wherever they turn up.
+USER_INFO = re.compile(r"\b([a-z][\w+.-]+://|https?:/)[^/\s]*@", re.IGNORECASE)
+SECRETS = re.compile(r"(PASSWORD|SECRET|TOKENS?|AUTH_STRING|(ACCESS|API|ACCOUNT)_KEY(_ID)?)$", re.IGNORECASE)
+SHORTEST_SECRET = 8  # what is shorter may be a part of any word
 
 
-class UserError(Exception):
+def without_credentials(text: str) -> str:
+    """A text whose addresses name no user and no password, and which holds no credential of this environment."""
+    text = USER_INFO.sub(r"\1", text)
+    for name, values in os.environ.items():
+        if SECRETS.search(name):
+            for value in values.split(","):
+                if len(value) >= SHORTEST_SECRET:
+                    text = text.replace(value, "***")
+    return text
+
+
+class WordedError(Exception):
+    """An error whose message is for people, wherever it ends up: no credential is in it, whatever it was made from."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
+
+
+class UserError(WordedError):
     """A setting, a path, data or a model that someone has to fix: a retry would fail the same way.
 
     The message says in one or two lines what is wrong, with the value, and what to do.
     """
+
+
+class NoRegistry(UserError):
+    """There is no registry where the settings say; the first training makes it."""
 
 
 class ModelError(UserError):
@@ -29,7 +57,7 @@ class NotAllowed(ModelError):
     """A version does not allow the precision that was asked for."""
 
 
-class RegistryError(Exception):
+class RegistryError(WordedError):
     """The registry or its storage does not answer; a retry may succeed."""
 
 
@@ -59,7 +87,7 @@ def exit_in_words() -> Iterator[None]:
     except Exception as error:
         if not (message := in_words(error)):
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {without_credentials(message)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -10,11 +10,12 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
 from serving.model.contract import MODEL_FILE
-from serving.model.errors import ModelError, RegistryError, UserError, exit_in_words
+from serving.model.errors import ModelError, NoRegistry, RegistryError, UserError, exit_in_words, without_credentials
 
 DEFAULT_NAME = "image-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -61,13 +62,32 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a log would have a line for every step
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
-    if file := sqlite_file(uri):
-        try:
+    mlflow.set_tracking_uri(uri := _without_user(uri))
+    try:
+        if file := sqlite_file(uri):
             _make_whole(file)
-        except Exception as error:
-            raise named_error(error, f"MLflow's database {file}") from error
+        mlflow.MlflowClient()
+    except mlflow.tracking.registry.UnsupportedModelRegistryStoreURIException as error:
+        message = (
+            f"MLFLOW_TRACKING_URI={uri} is no address of MLflow's; give https://HOST, sqlite:///FILE or postgresql://"
+        )
+        raise UserError(message) from error
+    except Exception as error:
+        raise named_error(error, "a model") from error
     return mlflow
+
+
+def _without_user(uri: str) -> str:
+    """A server's address without user and password, which MLflow gets in the variables that it has for them.
+
+    It shows addresses in what it prints, raises and keeps.
+    """
+    parts = urlsplit(uri)
+    if not parts.scheme.startswith("http") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return without_credentials(uri)
 
 
 @cache
@@ -118,11 +138,12 @@ def use_short_timeouts() -> None:
 def find_version(model: str, state_dir: Path) -> str:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for now.
 
-    Raises UserError if there is no registry, ModelError if it has no such version, RegistryError if it does not answer.
+    Raises NoRegistry if there is none, ModelError if it has no such version, RegistryError if it does not answer, and
+    UserError for a name of another form.
     """
     known = re.fullmatch(r"([^@/]+)(@(?=.)|/(?=\d+$))(.+)", model.removeprefix(SCHEME))
     if not known:
-        raise ModelError(f"{model} names no version; give {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
+        raise UserError(f"{model} names no version; give {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
     name, separator, which = known.groups()
     client = _connect_to_existing(state_dir).MlflowClient
     try:
@@ -159,6 +180,10 @@ def onnx_file(model: str, state_dir: Path) -> Path:
     """A local copy of the ONNX file at `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a path; raises as the above."""
     if model.startswith(SCHEME):
         return download(model, find_version(model, state_dir), state_dir)
+    return existing_file(model)
+
+
+def existing_file(model: str) -> Path:
     if not Path(model).is_file():
         raise ModelError(f"{model}: no such file; give an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION")
     return Path(model)
@@ -175,10 +200,7 @@ def named_error(error: Exception, what: str) -> ModelError | RegistryError:
     reason, uri = (str(error).strip() or type(error).__name__).splitlines()[0], mlflow.get_tracking_uri()
     if getattr(error, "error_code", None) in NOT_THERE:
         return ModelError(f"{what} is not in the registry at {uri} ({reason}); make demo trains and registers a model")
-    address = re.sub(r"//[^/@]*@", "//", uri)  # without a password
-    return RegistryError(
-        f"{what} can't be fetched: the registry at {address} or its storage does not answer ({reason})"
-    )
+    return RegistryError(f"{what} can't be fetched: the registry at {uri} or its storage does not answer ({reason})")
 
 
 def _name(model: str) -> str:
@@ -189,7 +211,7 @@ def _name(model: str) -> str:
 def _connect_to_existing(state_dir: Path) -> Any:
     uri = tracking_uri(state_dir)
     if (file := sqlite_file(uri)) and not file.exists():
-        raise UserError(f"there is no registry at {uri}; train a model first (make demo), or set MLFLOW_TRACKING_URI")
+        raise NoRegistry(f"there is no registry at {uri}; train a model first (make demo), or set MLFLOW_TRACKING_URI")
     return connect(uri)
 
 

@@ -35,6 +35,7 @@ def test_a_list_is_parsed() -> None:
     [
         (retrain, ["modles=[resnet18]"], ["modles=[resnet18]", "models, experiment, data, overrides"]),
         (retrain, ["resnet18"], ["resnet18: give KEY=VALUE"]),
+        (retrain, ["data=https://ann:pw@host/x.zip"], ["data=https://host/x.zip", "password"]),
         (retrain, ["models=resnet18"], ["models=resnet18", "list"]),
         (retrain, ["models=[]"], ["models=[]", "at least 1"]),
         (retrain, ["models=[resnet18"], ["models=[resnet18"]),

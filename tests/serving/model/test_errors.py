@@ -14,6 +14,7 @@ from serving.model.errors import (
     exit_in_words,
     full_disk,
     in_words,
+    without_credentials,
 )
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
@@ -81,3 +82,19 @@ def test_full_shared_memory_is_not_a_full_disk() -> None:
     assert "/dev/shm" in words
     assert "trainer.num_workers=0" in words
     assert len(words.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://ann:pw@host:5000/x?y=1, too", "at https://host:5000/x?y=1, too"),
+        ("postgresql+psycopg2://ann:p@w@host/db and s3://key:pw@host", "postgresql+psycopg2://host/db and s3://host"),
+        ("https:/ann:pw@host/x.zip", "https:/host/x.zip"),  # as a path
+        ("SignatureDoesNotMatch: a-secret-key", "SignatureDoesNotMatch: ***"),
+        *((each, each) for each in ("models:/NAME@ALIAS", "ann@host", "http://host/@x", "/data/a@b", "sqlite:////a@b")),
+    ],
+)
+def test_what_is_told_holds_no_credential(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/data/a@b")
+    assert without_credentials(text) == str(UserError(text)) == str(RegistryError(text)) == shown
