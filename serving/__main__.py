@@ -1,4 +1,7 @@
-"""python -m serving: loads the model and serves it, until SIGTERM or Ctrl-C."""
+"""python -m serving: loads the model and serves it, until SIGTERM or Ctrl-C.
+
+Where the registry has no champion yet, or does not answer, it waits for one, and is not ready meanwhile.
+"""
 
 import logging
 import signal
@@ -22,7 +25,13 @@ def main() -> None:
     with exit_in_words():
         settings = load_settings()
         listeners = listen(settings.host, settings.port, "PORT")
-        predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
+        store = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision)
+        try:
+            predictor = store.load()
+        except Exception as error:
+            if not store.may_come(error):
+                raise
+            predictor = None
     # BentoML's import takes a second, which a wrong setting need not wait for.
     from serving.online.app import create_application
 

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationErr
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serving.model.cpus import cpus
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import MAX_PIXELS
 from serving.model.pictures.memory import MAX_PIXEL_BYTES
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
 
 def load_settings(**given: Any) -> Settings:
     """The settings of the environment, except for those that are given; raises UserError where one is wrong."""
+    cpus()  # SERVING_THREADS, which is read when there is a model
     try:
         return Settings(**given)
     except ValidationError as errors:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from serving.model import registry
-from serving.model.errors import ModelError, NotAllowed, RegistryError, UserError, causes
+from serving.model.errors import ModelError, NoRegistry, NotAllowed, RegistryError, UserError, causes
 from serving.model.precision import Choice
 from serving.model.predictor import Predictor
 
@@ -33,9 +33,18 @@ class ModelStore:
         self._providers = providers
         self._precision = precision
         self._directory = state_dir / "serving" / model.removeprefix(registry.SCHEME)
-        self._registered = model.startswith(registry.SCHEME)
+        self.registered = model.startswith(registry.SCHEME)
         # An alias may name another version tomorrow; a file or a version stays what it is.
-        self.may_change = self._registered and "@" in model
+        self.may_change = self.registered and "@" in model
+
+    def may_come(self, error: Exception) -> bool:
+        """Whether `load`, which has failed, may succeed later with the same settings.
+
+        So it is while the registry does not answer, and while it has no version of that alias that works.
+        """
+        if isinstance(error, RegistryError | NoRegistry):
+            return True
+        return self.may_change and isinstance(error, ModelError) and not isinstance(error, NotAllowed)
 
     def load(self) -> Predictor:
         """Loads the version that the name stands for.
@@ -43,7 +52,7 @@ class ModelStore:
         If the registry is unreachable or the version fails its self-test, falls back on the last good copy on disk;
         raises UserError or RegistryError if there is none.
         """
-        if not self._registered:
+        if not self.registered:
             return self._predictor(registry.onnx_file(self._model, self._state_dir), "file")
         try:
             version = self.find_version()
@@ -154,7 +163,7 @@ class ModelStore:
 
     def _copy(self) -> Path | None:
         """VERSION.onnx, the last one that was fetched."""
-        found = self._directory.glob("*.onnx") if self._registered else []
+        found = self._directory.glob("*.onnx") if self.registered else []
         copies = [path for path in found if path.stem.isdecimal()]  # without those of other precisions
         return max(copies, key=lambda path: path.stat().st_mtime, default=None)
 

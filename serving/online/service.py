@@ -11,6 +11,8 @@ from pathlib import Path
 
 from bentoml import server_context
 
+from serving.model.errors import exit_in_words
+from serving.model.registry import SCHEME, existing_file
 from serving.online.app import create_service
 from serving.settings import load_settings
 
@@ -25,4 +27,8 @@ HELD = CODE / "bento.onnx"
 
 in_bento = (CODE.parent / "bento.yaml").is_file() and HELD.is_file()
 given = {"model": str(HELD)} if in_bento and not os.environ.get("SERVING_MODEL") else {}
-Classifier = create_service(load_settings(**given))
+with exit_in_words():
+    settings = load_settings(**given)
+    if not settings.model.startswith(SCHEME):
+        existing_file(settings.model)
+Classifier = create_service(settings)

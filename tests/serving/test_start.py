@@ -32,8 +32,8 @@ def test_what_can_not_be_started_with_is_named(trained: Trained, settings: dict[
 
 
 def test_a_model_that_is_not_there_ends_with_code_2(trained: Trained) -> None:
-    result = run_module("serving", SERVING_PORT=str(free_port()), SERVING_MODEL="models:/nobody@champion")
-    assert_user_error(result, "models:/nobody@champion", "not in the registry")
+    result = run_module("serving", SERVING_PORT=str(free_port()), SERVING_MODEL="models:/nobody/1")
+    assert_user_error(result, "models:/nobody/1", "not in the registry")
 
 
 @pytest.mark.parametrize(
