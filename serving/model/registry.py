@@ -73,7 +73,7 @@ def connect(uri: str) -> Any:
         )
         raise UserError(message) from error
     except Exception as error:
-        raise named_error(error, "a model") from error
+        raise named_error(error, "what MLflow keeps") from error
     return mlflow
 
 
