@@ -16,7 +16,7 @@ from rich.syntax import Syntax
 from safetensors.torch import save
 
 from serving.model.errors import UserError, without_credentials
-from serving.model.registry import state_lock
+from serving.model.registry import file_lock
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
@@ -132,7 +132,7 @@ def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evalua
 @contextmanager
 def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
     """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
-    lock = state_lock(settings.state_dir, key, timeout=0)
+    lock = file_lock(settings.state_dir, key, timeout=0)
     try:
         with lock:
             yield

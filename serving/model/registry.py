@@ -50,7 +50,7 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def state_lock(directory: Path, name: str, timeout: float = -1) -> FileLock:
+def file_lock(directory: Path, name: str, timeout: float = -1) -> FileLock:
     """A lock on `name` among all processes that share a state directory; waits `timeout` seconds, below 0 for ever."""
     path = directory / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _make_whole(file: Path) -> None:
     """
     if _is_whole(file):
         return
-    with state_lock(file.parent, file.name):
+    with file_lock(file.parent, file.name):
         if file.exists():
             _make_tables(file)
         else:
