@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flows.arguments import run_command
 from flows.failures import RETRIES
+from flows.rollback import lock_everywhere
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from training import tracking
@@ -70,13 +71,13 @@ def export(run_id: str) -> str:
 @task(task_run_name="register", **RETRIES)
 def register(run_id: str, model_uri: str, name: str) -> str:
     """Registers the checked model; returns its version."""
-    return registry.register(run_id, model_uri, name)
+    return registry.register(run_id, model_uri, name, lock_everywhere)
 
 
 @task(task_run_name="compare with the champion", **RETRIES)
 def promote_if_better(version: str, name: str, replace_classes: bool = False) -> bool:
     """Compares the version with the champion, promotes it or not, and says why."""
-    decision = promotion.promote_if_better(version, name, replace_classes)
+    decision = promotion.promote_if_better(version, name, replace_classes, lock_everywhere)
     create_markdown_artifact(f"# Version {version} {decision.verdict}\n\n{decision.reason}", key="decision")
     return decision.promote
 

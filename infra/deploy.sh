@@ -11,6 +11,8 @@ case $shown in *://*@*)
     exit 2 ;;
 esac
 prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create --type "$type" "$pool"
+# Who moves the champion holds it: flows/rollback.py.
+prefect gcl inspect champion >/dev/null 2>&1 || prefect gcl create champion --limit 1
 prefect automation inspect crash-what-is-silent >/dev/null 2>&1 ||
     prefect automation create --from-file infra/automations.yaml
 for name in "$@"; do

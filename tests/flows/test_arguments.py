@@ -43,7 +43,7 @@ def test_a_list_is_parsed() -> None:
         (batch_predict, [], ["source, target", "source=VALUE"]),
         (batch_predict, ["source=a"], ["target=VALUE"]),
         (batch_predict, ["source=a", "target=b", "modell=c"], ["modell=c", "source, target, model"]),
-        (rollback, ["hold=true"], ["hold=true", "KEY is one of name"]),
+        (rollback, ["held=true"], ["held=true", "KEY is one of name, hold"]),
         (batch_predict, ["source=", "target=b"], ["source=", "no value"]),
     ],
 )

@@ -1,27 +1,50 @@
-"""The flow that puts the previous champion back, against a real registry and a real Prefect API."""
+"""The flows that put the previous champion back and release promotions, on a real registry and a real Prefect API."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.settings import PREFECT_API_URL
 
-from flows.rollback import rollback
+from flows.release import release
+from flows.rollback import LIMIT, rollback
 from serving.model.errors import UserError
 from serving.model.registry import CHAMPION, DEFAULT_NAME
-from tests.helpers.state import state_in
+from tests.helpers.commands import assert_in_words, run_module
+from tests.helpers.state import ROOT, state_in
+from tests.helpers.waiting import wait_until
 from training import tracking
 from training.release import registry
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with state_in(tmp_path_factory.mktemp("rollback")):
+@pytest.fixture(autouse=True)
+def own_state(prefect_api: None, tmp_path: Path) -> Iterator[None]:
+    api = PREFECT_API_URL.value()
+    with state_in(tmp_path), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", str(api))  # for processes of their own
         yield
 
 
-def test_the_previous_champion_is_put_back_once(prefect_api: None) -> None:
+def champions(count: int) -> None:
+    """So many versions, each of which was the champion."""
+    client = tracking.connect()
+    client.create_registered_model(DEFAULT_NAME)
+    for version in map(str, range(1, count + 1)):
+        client.create_model_version(DEFAULT_NAME, f"s3://models/{version}")
+        registry.crown(DEFAULT_NAME, [*registry.champions(DEFAULT_NAME), version])
+
+
+def test_the_previous_champion_is_put_back_once() -> None:
+    """Also where version 0.1.0 promoted it."""
     client, name = tracking.connect(), DEFAULT_NAME
     client.create_registered_model(name)
     first, second = (str(client.create_model_version(name, "s3://models/a").version) for _ in range(2))
@@ -37,3 +60,53 @@ def test_the_previous_champion_is_put_back_once(prefect_api: None) -> None:
     assert f"Version {first} is the champion again" in str(artifact.data)
     with pytest.raises(UserError, match="there is none to go back to"):
         rollback()
+
+
+def test_a_rollback_can_hold_promotions_until_they_are_released() -> None:
+    champions(4)
+    assert rollback(hold=True) == "3"
+    assert "since version 4 was rolled back" in str(registry.held(DEFAULT_NAME))
+    assert "are released" in release()
+    assert registry.held(DEFAULT_NAME) is None
+
+    commands = run_module("flows.rollback", "hold=true"), run_module("flows.release"), run_module("flows.release")
+    assert [command.returncode for command in commands] == [0, 0, 0], commands
+    assert "held since version 3 was rolled back" in commands[1].stdout
+    assert "were not held" in commands[2].stdout
+    assert registry.champions(DEFAULT_NAME) == ["1", "2"]
+
+
+def test_without_the_server_s_limit_a_rollback_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    champions(2)
+    assert rollback() == "1"
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert_in_words(warning, "is locked on this machine alone", f"prefect gcl create {LIMIT} --limit 1")
+
+
+def test_a_rollback_waits_for_another_machine_that_moves_the_champion(tmp_path: Path) -> None:
+    champions(3)
+    with get_client(sync_client=True) as api:
+        api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
+    elsewhere = tmp_path / "elsewhere"
+    program = "from flows.rollback import rollback; print('version', rollback())"
+    with concurrency(LIMIT, strict=True):
+        other = subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "STATE_DIR": str(elsewhere)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def holds_its_own_lock() -> bool:
+            try:
+                with FileLock(*elsewhere.glob("locks/*"), timeout=0):
+                    return False
+            except (Timeout, TypeError):
+                return list(elsewhere.glob("locks/*")) != []
+
+        wait_until(holds_its_own_lock)
+        tracking.connect().create_model_version(DEFAULT_NAME, "s3://models/4")
+        registry.crown(DEFAULT_NAME, ["1", "2", "3", "4"])
+    output, _ = other.communicate(timeout=120)
+    assert "version 3" in output, "it went back from the champion that was made while it waited"

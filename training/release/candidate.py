@@ -15,6 +15,7 @@ import onnxruntime
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
+from PIL import Image
 from safetensors.torch import load_file
 
 from serving.model.contract import CONTRACT, INPUT, MODEL_FILE, OUTPUT, Measured, Metadata
@@ -28,9 +29,9 @@ from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import BATCH_SIZE, evaluate, predict
 from training.quality.report import log_report
+from training.release.description import PRECISIONS
 from training.release.export import export_onnx, onnx_classify, parity
 from training.release.quantization import FIRST_LAYERS, convert_to_fp16, quantize_int8, speed_ratio
-from training.release.registry import PRECISIONS
 from training.settings import ExportSettings
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def export_run(run_id: str) -> str:
         _tell(run_id, measured, accuracy_of(exact, data.test))
         trained = evaluate(np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE)), data.test, data.classes)
         log_report(run_id, settings, data, trained, measured)
-        return _log_onnx(run_id, list(files))
+        return _log_onnx(run_id, list(files), _example(data))
 
 
 def _other_precisions(
@@ -127,7 +128,14 @@ def load_model(run_id: str) -> ImageClassifier:
     return model.eval()
 
 
-def _log_onnx(run_id: str, files: list[Path]) -> str:
+def _example(data: ImageData) -> np.ndarray:
+    """A test picture, uint8 (1, H, W, 3): a small one, since MLflow keeps it as text."""
+    picture = Image.fromarray(data.test[0])
+    picture.thumbnail((64, 64))
+    return np.asarray(picture)[None]
+
+
+def _log_onnx(run_id: str, files: list[Path], example: np.ndarray) -> str:
     """Logs the file of float32, which comes first, as a model, and those of other precisions beside it."""
     path, *others = files
     model = onnx.load(path)
@@ -136,6 +144,7 @@ def _log_onnx(run_id: str, files: list[Path]) -> str:
             model,
             name="onnx",
             signature=SIGNATURE,
+            input_example=example,
             pip_requirements=[f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"],
             metadata={each.key: each.value for each in model.metadata_props},
             save_as_external_data=False,  # one file that is enough by itself

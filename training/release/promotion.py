@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from mlflow.entities.model_registry import ModelVersion
 from scipy.stats import binom, binomtest
 
 from serving.model.errors import ModelError
-from serving.model.registry import CHAMPION
 from training import tracking
 from training.data.split import load_data
 from training.quality.evaluation import accuracy_interval, predict
-from training.release.registry import PREVIOUS, champion, champion_model
+from training.release import registry
 
 log = logging.getLogger(__name__)
 
@@ -32,33 +32,46 @@ class Decision:
         return "is the champion" if self.promote else "is not promoted"
 
 
-def promote_if_better(version: str, name: str, replace_classes: bool = False) -> Decision:
+def promote_if_better(
+    version: str, name: str, replace_classes: bool = False, lock: registry.Lock = registry.state_lock
+) -> Decision:
     """Makes a version of `name` the champion if it should be, and records the reason with the version either way.
 
-    A champion that knows other classes is replaced only with `replace_classes`.
+    A champion that knows other classes is replaced only with `replace_classes`, and none while promotions are held.
     """
-    current = champion(name)
-    if current and str(current.version) == version:  # a second call, as after an answer that got lost
-        return Decision(True, current.tags["decision"])
-    decision = decide(version, name, replace_classes)
-    client = tracking.connect()
-    client.set_model_version_tag(name, version, "decision", decision.reason)
-    if decision.promote:
-        if current:
-            client.set_model_version_tag(name, version, PREVIOUS, str(current.version))
-        client.set_registered_model_alias(name, CHAMPION, version)
-    log.info("version %s %s: %s", version, decision.verdict, decision.reason)
-    return decision
+    while True:
+        current = registry.champion(name)
+        if current and str(current.version) == version:  # a second call, as after an answer that got lost
+            return Decision(True, current.tags.get(registry.DECISION, "by hand"))
+        # Comparing takes minutes, which a rollback should not wait for: it is done before the lock is taken, and again
+        # if the champion is another one by then.
+        decision = decide(version, name, current, replace_classes)
+        with lock(name):
+            if _number(registry.champion(name)) != _number(current):
+                log.info("the champion has changed meanwhile: version %s is compared with the new one", version)
+                continue
+            if decision.promote and (since := registry.held(name)):
+                words = f"{decision.reason}. Promotions are held {since}: python -m flows.release lets them through"
+                decision = Decision(False, words)
+            registry.record_decision(name, version, decision.promote, decision.reason)
+            if decision.promote:
+                registry.crown(name, [*registry.champions(name), version])
+        log.info("version %s %s: %s", version, decision.verdict, decision.reason)
+        return decision
 
 
-def decide(version: str, name: str, replace_classes: bool) -> Decision:
+def _number(version: ModelVersion | None) -> str:
+    return str(version.version) if version else ""
+
+
+def decide(version: str, name: str, current: ModelVersion | None, replace_classes: bool) -> Decision:
     """Compares a version with the champion on the version's own test set, which each decodes in its own way."""
+    if current is None:
+        return Decision(True, "there was no champion")
     try:
-        reigning = champion_model(name)
+        reigning = registry.model(current)
     except ModelError as error:
         return Decision(True, f"the champion does not work: {error}")
-    if reigning is None:
-        return Decision(True, "there was no champion")
     run_id = str(tracking.connect().get_model_version(name, version).run_id)
     settings = tracking.run_settings(run_id)
     data = load_data(settings.data, settings.seed, reigning.metadata.decoding)
