@@ -85,7 +85,8 @@ comma := ,
 images: export BUILDAH_FORMAT = docker
 images:  ## Build the images of training and serving; DEVICE=gpu, ENGINE=podman, BASE_DIGEST=sha256:...
 	$(BUILD) --file Dockerfile.serve --tag localhost/cifar10-serve .
-	$(BUILD) --file Dockerfile.train --tag localhost/cifar10-train .
+	$(BUILD) --build-arg GIT_DIRTY=$(if $(shell git status --porcelain),true,false) \
+		--file Dockerfile.train --tag localhost/cifar10-train .
 
 .PHONY: env
 env:  ## Write infra/.env: random passwords for make up

@@ -11,12 +11,13 @@ from prefect.tasks import exponential_backoff
 
 from serving.model.errors import RegistryError, full_disk, in_words, is_forbidden, without_credentials
 
+TEMPORARY = (RegistryError, MlflowException, OSError)
+
 
 def is_temporary(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed task is retried: a registry or a storage may come back, a wrong setting stays wrong."""
     error = state.result(raise_on_failure=False)
-    passing = isinstance(error, RegistryError | MlflowException | OSError)
-    return passing and not full_disk(error) and not is_forbidden(error)
+    return isinstance(error, TEMPORARY) and not full_disk(error) and not is_forbidden(error)
 
 
 # For what asks a registry or a storage, which may be away for a while.

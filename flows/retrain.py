@@ -9,27 +9,43 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from pydantic import Field
 
 from flows.arguments import run_command
-from flows.failures import RETRIES
+from flows.failures import RETRIES, TEMPORARY
 from flows.rollback import lock_everywhere
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from training import tracking
 from training.config import compose
+from training.loop.candidates import none_left, noted, reason, train_each
 from training.loop.trainable import check_trainable
 from training.release import promotion, registry
-from training.release.candidate import export_run
-from training.train import read, train
+from training.release.candidate import export_run, exported
+from training.train import read, repeated_run, train, try_out
 
 EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quick data=PATH"
 
 
 @task(task_run_name="prepare {data}", **RETRIES)
-def prepare_data(overrides: list[str], models: list[str], data: str, name: str, replace_classes: bool) -> None:
-    """Fills the cache, so that every candidate finds its pictures decoded; refuses what can't replace the champion."""
+def prepare_data(
+    overrides: list[str], models: list[str], data: str, name: str, replace_classes: bool
+) -> dict[str, str]:
+    """Fills the cache, so that every candidate finds its pictures decoded; refuses what can't replace the champion.
+
+    Returns the finished runs of the candidates whose training would only repeat them.
+    """
+    found = {}
     for model in models:
-        _, pictures = read(compose([*overrides, f"model={model}"]))
+        settings, pictures = read(compose([*overrides, f"model={model}"]))
+        if run_id := repeated_run(settings, pictures):
+            found[model] = run_id
     if not replace_classes:
         registry.require_same_classes(name, pictures.classes)
+    return found
+
+
+@task(task_run_name="try {model}", **RETRIES)
+def try_candidate(overrides: list[str], model: str) -> None:
+    """Fetches a model's weights and trains it on one batch."""
+    try_out(compose([*overrides, f"model={model}"]))
 
 
 # A retry resumes from the last checkpoint.
@@ -40,32 +56,49 @@ def train_candidate(overrides: list[str], model: str) -> str:
 
 
 @task(task_run_name="choose the best", **RETRIES)
-def choose_best(run_ids: list[str]) -> str:
-    """The candidate with the best validation accuracy; the test set has no say in it."""
-    client = tracking.connect()
-    runs = [client.get_run(run_id) for run_id in run_ids]
-    accuracies = {run_id: max(tracking.history(run_id, "validation_accuracy").values()) for run_id in run_ids}
-    rows = [
-        {
-            "model": run.data.tags["model"],
-            "validation accuracy": f"{accuracies[run.info.run_id]:.2%}",
-            "test accuracy": f"{run.data.metrics['test_accuracy']:.2%}",
-            "images per second": f"{run.data.metrics['images_per_second']:.0f}",
-            "MLflow run": run.info.run_id,
-        }
-        for run in runs
-    ]
-    create_table_artifact(rows, key="candidates", description="The candidates of this retraining")
-    best = max(runs, key=lambda run: accuracies[run.info.run_id])
-    if page := tracking.run_page(best):
-        create_link_artifact(page, f"{best.data.tags['model']} in MLflow", key="mlflow-run", description="The best one")
-    return best.info.run_id
+def rank(runs: dict[str, str]) -> list[str]:
+    """The candidates, the best validation accuracy first; the test set has no say in it."""
+    accuracies = {model: validation_accuracy(run_id) for model, run_id in runs.items()}
+    return sorted(runs, key=lambda model: accuracies[model], reverse=True)
+
+
+def validation_accuracy(run_id: str) -> float:
+    """That of the epoch whose weights the run ended with."""
+    return max(tracking.history(run_id, "validation_accuracy").values())
 
 
 @task(task_run_name="export to ONNX", **RETRIES)
 def export(run_id: str) -> str:
-    """Exports and checks the model; returns the URI of the logged ONNX model."""
-    return export_run(run_id)
+    """Exports and checks the model, unless that is done; returns the URI of the logged ONNX model."""
+    return exported(run_id) or export_run(run_id)
+
+
+@task(task_run_name="list the candidates", **RETRIES)
+def tabulate(runs: dict[str, str], found: list[str], failures: dict[str, str], best: str | None) -> None:
+    """Shows on the flow run's page what became of each candidate, and the way to the best one.
+
+    Args:
+        runs: by the candidates that have been trained.
+        found: those of them that were finished before.
+        failures: why the others, or the export of these, failed.
+    """
+    rows = []
+    for model in dict.fromkeys([*runs, *failures]):
+        run = tracking.connect().get_run(runs[model]) if model in runs else None
+        found_before = "finished before; force=true trains it again" if model in found else ""
+        rows.append(
+            {
+                "model": model,
+                "validation accuracy": run and f"{validation_accuracy(run.info.run_id):.2%}",
+                "test accuracy": run and f"{run.data.metrics['test_accuracy']:.2%}",
+                "images per second": run and f"{run.data.metrics['images_per_second']:.0f}",
+                "MLflow run": run and run.info.run_id,
+                "remark": f"failed: {failures[model]}" if model in failures else found_before,
+            }
+        )
+        if run and model == best and (page := tracking.run_page(run)):
+            create_link_artifact(page, f"{model} in MLflow", key="mlflow-run", description="The best one")
+    create_table_artifact(rows, key="candidates", description="The candidates of this retraining")
 
 
 @task(task_run_name="register", **RETRIES)
@@ -90,8 +123,11 @@ def retrain(
     overrides: list[str] = [],  # noqa: B006
     name: str = "",
     replace_classes: bool = False,
+    force: bool = False,
 ) -> str:
     """Trains candidates, exports and registers the best, and makes it the champion if it is better.
+
+    A candidate that fails is left out, with its reason, and one that is finished already is not trained again.
 
     Args:
         models: options of `training/conf/model`.
@@ -100,6 +136,7 @@ def retrain(
         overrides: further Hydra overrides, such as `trainer.epochs=2`; in a shell overrides='["trainer.epochs=2"]'.
         name: the registered model; empty: MODEL_NAME, or image-classifier.
         replace_classes: whether a champion that knows other classes may be replaced.
+        force: trains also what the same commit, without changes, has trained on the same data and settings.
 
     Returns:
         The registered version.
@@ -108,9 +145,24 @@ def retrain(
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
         check_trainable(compose([*common, f"model={model}"]))  # a mistake is refused before any work is done
-    prepare_data(common, models, data, name, replace_classes)
-    best = choose_best([train_candidate(common, model) for model in models])
-    version = register(best, export(best), name)
+    finished = prepare_data(common, models, data, name, replace_classes)
+    found = {} if force else finished
+    runs, failures = train_each(
+        [model for model in models if model not in found],
+        lambda model: try_candidate(common, model),
+        lambda model: train_candidate(common, model),
+    )
+    runs |= found
+    best = None
+    for model in rank(runs):
+        with noted(failures, model, but=TEMPORARY):  # which would fail the next one's export as well
+            model_uri = export(runs[model])
+            best = model
+            break
+    tabulate(runs, [*found], {model: reason(error) for model, error in failures.items()}, best)
+    if best is None:
+        raise none_left(failures)
+    version = register(runs[best], model_uri, name)
     promote_if_better(version, name, replace_classes)
     get_run_logger().info("%s version %s is registered", name, version)
     return version

@@ -1,10 +1,11 @@
 """Models by experiments, in one table: python -m training.compare models=[resnet18] experiments=[frozen,unfrozen]
 
-A combination whose run is finished is not trained again, so the matrix goes on where it was stopped.
+A combination whose run is finished is not trained again, so the matrix goes on where it was stopped. One that fails is
+a row with its reason.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ from matplotlib.figure import Figure
 
 from training import tracking
 from training.config import compose, hydra_command
+from training.loop.candidates import none_left, reason, train_each
 from training.pages.page import write_whole
 from training.pages.plots import COLORS, STYLE, svg
 from training.settings import CompareSettings
-from training.train import finished_run, train
+from training.train import finished_run, train, try_out
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +41,35 @@ def main(settings: CompareSettings) -> None:
     """Runs what is left of the matrix and writes the table as Markdown and as a picture."""
     # All are composed first: a mistake in the last is refused before the first is trained.
     runs = {
-        (model, experiment): compose([f"experiment={experiment}", f"model={model}", *settings.overrides])
+        named(model, experiment): compose([f"experiment={experiment}", f"model={model}", *settings.overrides])
         for model in settings.models
         for experiment in settings.experiments
     }
-    results = []
-    for (model, experiment), run in runs.items():
+    results: list[Result] = []
+
+    def train_one(name: str) -> str:
+        run, (model, experiment) = runs[name], name.split(", ")
+        run_id = finished_run(run) or train(run)
         published = settings.published.get(model, {}).get(experiment) if run.data.name == "cifar10" else None
-        results.append(result(finished_run(run) or train(run), model, experiment, published))
-        write_whole(_with(settings.report, ".md"), markdown(results).encode())
+        results.append(result(run_id, model, experiment, published))
+        write_whole(_with(settings.report, ".md"), markdown(results, {}).encode())
         write_whole(_with(settings.report, ".svg"), svg(figure(results)).encode())
-    print(markdown(results))
+        return run_id
+
+    def try_one(name: str) -> None:
+        if not finished_run(runs[name]):
+            try_out(runs[name])
+
+    _, failures = train_each(runs, try_one, train_one)
+    write_whole(_with(settings.report, ".md"), markdown(results, failures).encode())
+    if not results:
+        raise none_left(failures)
+    print(markdown(results, failures))
     log.info("written to %s.md and %s.svg", settings.report, settings.report)
+
+
+def named(model: str, experiment: str) -> str:
+    return f"{model}, {experiment}"
 
 
 def _with(path: Path, suffix: str) -> Path:
@@ -68,13 +87,17 @@ def result(run_id: str, model: str, experiment: str, published: float | None) ->
     return Result(model, experiment, accuracy, precision, recall, f1, total / 60, pictures / total, published)
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Sequence[Result], failures: Mapping[str, Exception]) -> str:
+    """The table: the results, then what failed, by its name, with the reason."""
     lines = ["| " + " | ".join(Result._fields).replace("_", " ") + " |", "| --- " * len(Result._fields) + "|"]
     for row in results:
         shares = [f"{share:.2%}" for share in (row.accuracy, row.precision, row.recall, row.f1)]
         reference = f"{row.reference:.2%}" if row.reference else ""
         cells = [row.model, row.experiment, *shares, f"{row.minutes:.1f}", f"{row.images_per_second:.0f}", reference]
         lines.append("| " + " | ".join(cells) + " |")
+    for name, error in failures.items():
+        cells = [*name.split(", "), f"failed: {reason(error)}".replace("|", "\\|")]
+        lines.append("| " + " | ".join(cells + [""] * (len(Result._fields) - len(cells))) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -83,7 +106,7 @@ def figure(results: Sequence[Result]) -> Figure:
     """Test accuracies as bars, the published ones as marks."""
     plot = Figure(figsize=(8, 1 + 0.45 * len(results)), layout="constrained")
     axes = plot.subplots()
-    names = [f"{row.model}, {row.experiment}" for row in results]
+    names = [named(row.model, row.experiment) for row in results]
     bars = axes.barh(names, [row.accuracy for row in results], color=COLORS["accent"])
     axes.bar_label(bars, [f"{row.accuracy:.2%}" for row in results], padding=4)
     if known := {name: row.reference for name, row in zip(names, results, strict=True) if row.reference}:

@@ -121,7 +121,10 @@ def environment() -> str:
 
 
 def git_state() -> dict[str, str]:
-    """The commit that the program runs from and whether files differ from it; `unknown` outside a checkout."""
+    """The commit that the program runs from and whether files differ from it.
+
+    Outside a checkout GIT_COMMIT and GIT_DIRTY tell, as in the images, or it is `unknown`.
+    """
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *words]
@@ -133,7 +136,7 @@ def git_state() -> dict[str, str]:
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return {
         "git_commit": commit or os.environ.get("GIT_COMMIT", "unknown"),
-        "git_dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "git_dirty": os.environ.get("GIT_DIRTY", "unknown") if changes is None else str(bool(changes)).lower(),
     }
 
 

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import rich
 import torch
+from accelerate.utils.memory import clear_device_cache
 from filelock import Timeout
 from rich.syntax import Syntax
 from safetensors.torch import save
@@ -20,6 +22,7 @@ from serving.model.registry import file_lock
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
+from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints
 from training.loop.processes import join
@@ -81,14 +84,34 @@ def set_up(settings: TrainSettings) -> Run:
         f"training {'the head' if chosen.freeze_backbone else 'the network'} for {chosen.epochs} epochs in batches of "
         f"{chosen.batch_size}, at {settings.model.image_size} pixels"
     )
+    key = run_key(settings, data)
+    checkpoints = Checkpoints(settings.state_dir / "runs" / key)
+    trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
+    return Run(settings, data, trainer, checkpoints, key)
+
+
+def build_trainer(
+    settings: TrainSettings,
+    data: ImageData,
+    train: Pictures,
+    validation: Pictures,
+    checkpoints: Checkpoints | None = None,
+) -> Trainer:
+    """The model with its first weights and what trains it, on `train` and `validation` of the data."""
     torch.manual_seed(settings.seed)
     model = build_model(settings.model, len(data.classes))
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
-    key = run_key(settings, data)
-    checkpoints = Checkpoints(settings.state_dir / "runs" / key)
-    train_set = AlbumentationsDataset(data.train, transform)
-    trainer = Trainer(settings.trainer, model, train_set, data.validation, settings.seed, checkpoints)
-    return Run(settings, data, trainer, checkpoints, key)
+    train_set = AlbumentationsDataset(train, transform)
+    return Trainer(settings.trainer, model, train_set, validation, settings.seed, checkpoints)
+
+
+def try_out(settings: TrainSettings) -> None:
+    """Fetches the weights and learns from one batch, of which nothing is kept; raises what training would raise."""
+    settings, data = read(settings)
+    first = np.arange(settings.trainer.batch_size)
+    train, validation = (split.subset(first[: len(split)]) for split in (data.train, data.validation))
+    next(build_trainer(settings, data, train, validation).fit())
+    clear_device_cache(garbage_collection=True)
 
 
 def train(settings: TrainSettings) -> str:
@@ -148,17 +171,41 @@ def run_key(settings: TrainSettings, data: ImageData) -> str:
     """What a run depends on, as a hash: two runs of one key are the same run."""
     what_counts = settings.model_dump(mode="json", include={"transforms", "model", "trainer", "seed"})
     del what_counts["trainer"]["resume"]
+    if (weights := Path(settings.model.weights)).is_file():  # another checkpoint may lie there tomorrow
+        what_counts["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
     return hashlib.sha256("\n".join([json.dumps(what_counts), *pictures]).encode()).hexdigest()[:16]
 
 
 def finished_run(settings: TrainSettings) -> str | None:
     """The MLflow run that has trained just this, if there is one."""
-    key = run_key(*read(settings))
+    return next(_finished_runs(*read(settings)), None)
+
+
+def repeated_run(settings: TrainSettings, data: ImageData) -> str | None:
+    """The finished run that another one would only repeat: of this commit, neither of them with changes to it.
+
+    `settings` are those that suit the pictures, as `read` gives them. Where the pictures lie and how the model is
+    exported count as well, since what comes after the training follows the run's own settings.
+    """
+    code = tracking.git_state()
+    if code["git_dirty"] != "false":
+        return None
+    for run_id in _finished_runs(settings, data, **code):
+        then = tracking.run_settings(run_id)
+        if (then.data, then.export) == (settings.data, settings.export):
+            return run_id
+    return None
+
+
+def _finished_runs(settings: TrainSettings, data: ImageData, **tags: str) -> Iterator[str]:
+    """The MLflow runs of these tags that have trained just this, the newest first."""
     client = tracking.connect()
     experiment = tracking.experiment_id(settings.mlflow_experiment)
-    runs = client.search_runs([experiment], f"tags.run_key = '{key}' and attributes.status = 'FINISHED'", max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+    tags["run_key"] = run_key(settings, data)
+    conditions = ["attributes.status = 'FINISHED'", *(f"tags.{name} = '{value}'" for name, value in tags.items())]
+    for run in client.search_runs([experiment], " and ".join(conditions)):
+        yield str(run.info.run_id)
 
 
 def main(settings: TrainSettings) -> None:

@@ -57,6 +57,10 @@ class NotAllowed(ModelError):
     """A version does not allow the precision that was asked for."""
 
 
+class WeightsError(WordedError):
+    """The weights that a model starts from can't be fetched now: its settings are right, and others are there."""
+
+
 class RegistryError(WordedError):
     """The registry or its storage does not answer; a retry may succeed."""
 
@@ -93,7 +97,7 @@ def exit_in_words() -> Iterator[None]:
 
 def in_words(error: BaseException) -> str | None:
     """What people are told without a traceback; None for a mistake of ours, which needs its traceback."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | WeightsError):
         return str(error)
     if _is_full_shared_memory(error):
         return (

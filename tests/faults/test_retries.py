@@ -94,8 +94,10 @@ def tried(storage: Storage, work: Callable[[], Any]) -> list[int]:
     return [run.run_count for run in tasks_of(started[0])]
 
 
-def test_export_is_tried_again(storage: Storage, run_id: str) -> None:
+def test_export_is_tried_again(storage: Storage) -> None:
+    run_id = train(compose([*TINY, "trainer.epochs=1", "seed=2"]))
     assert tried(storage, lambda: export(run_id)) == [2]
+    assert export.fn(run_id) == export.fn(run_id), "what is exported is not exported again"
 
 
 def test_promotion_is_tried_again(storage: Storage, run_id: str) -> None:

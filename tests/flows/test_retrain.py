@@ -1,13 +1,18 @@
 """The flow against a real Prefect API, with its records looked up afterwards."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+import timm
+from filelock import FileLock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from pyarrow import parquet
+from safetensors.torch import save_file
 
 from flows.retrain import data_overrides, retrain
 from serving.model.errors import UserError
@@ -19,6 +24,7 @@ from tests.helpers.waiting import free_port
 from training import tracking
 from training.config import compose
 from training.release import registry
+from training.train import read, run_key
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +62,89 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
         artifacts = {artifact.key: artifact for artifact in api.read_artifacts()}
     assert str(artifacts["candidates"].data).count("MLflow run") == 2
     assert registered.tags["decision"] in str(artifacts["decision"].data)
+
+
+@pytest.fixture
+def without_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's client is the real one, told that it is offline and with an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+def candidates() -> list[dict[str, str]]:
+    """The latest table of the candidates, as the flow run's page shows it."""
+    with get_client(sync_client=True) as api:
+        found = [artifact for artifact in api.read_artifacts() if artifact.key == "candidates"]
+    rows: list[dict[str, str]] = json.loads(str(max(found, key=lambda artifact: str(artifact.created)).data))
+    return rows
+
+
+def finished_runs() -> int:
+    experiment = tracking.experiment_id(compose([]).mlflow_experiment)
+    return len(tracking.connect().search_runs([experiment], "attributes.status = 'FINISHED'"))
+
+
+@pytest.mark.usefixtures("prefect_api", "without_a_hub")
+def test_candidates_that_fail_are_rows_and_the_best_of_the_others_is_registered() -> None:
+    """One whose weights are out of reach, and one that fails once it is to be trained: another process trains it."""
+    overrides = [*TINY_OVERRIDES, "seed=1"]
+    settings, data = read(compose(["data=digits", "experiment=quick", *overrides, "model=efficientnet_lite1"]))
+    lock = settings.state_dir / "locks" / run_key(settings, data)
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):
+        models = ["resnet18", "efficientnet_lite1", "efficientnet_lite0"]
+        version = retrain(models=models, data="digits", overrides=overrides)
+    run = tracking.connect().get_run(str(tracking.connect().get_model_version(DEFAULT_NAME, version).run_id))
+    assert run.data.tags["model"] == "efficientnet_lite0"
+    remarks = {row["model"]: row["remark"] for row in candidates()}
+    assert remarks["efficientnet_lite0"] == ""
+    assert remarks["resnet18"].startswith("failed: the weights of resnet18 can't be fetched from timm's hub")
+    assert remarks["efficientnet_lite1"].startswith("failed: this exact run is already in progress")
+
+
+@pytest.mark.usefixtures("prefect_api", "without_a_hub")
+def test_where_all_candidates_fail_the_flow_fails_and_lists_them() -> None:
+    models = ["resnet18", "densenet121"]
+    assert_raises_in_words(UserError, lambda: retrain(models=models, data="digits"), "no candidate is left", *models)
+    assert [row["model"] for row in candidates()] == models
+
+
+def test_a_wrong_setting_of_the_last_candidate_refuses_all(prefect_api: None, tmp_path: Path) -> None:
+    """What only its weights show: the checkpoint is another model's."""
+    weights = tmp_path / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    before = finished_runs()
+    given = {"models": ["test_resnet", "test_vit"], "data": "digits"}
+    overrides = [*TINY_OVERRIDES, f"model.weights={weights}"]
+    assert_raises_in_words(UserError, lambda: retrain(**given, overrides=overrides), str(weights), "of test_vit")
+    assert finished_runs() == before, "the first was not trained"
+
+
+def test_what_is_finished_is_found_with_its_version(
+    prefect_api: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit, and whether files differ from it, are those of a repository that git is pointed at."""
+    monkeypatch.setenv("MODEL_NAME", "found")
+    repository = tmp_path / "repository"
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message=a"]
+    for command in (["init", "--quiet", str(repository)], ["-C", str(repository), *commit]):
+        subprocess.run(["git", *command], check=True)
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(repository))
+
+    def ask(*overrides: str, force: bool = False) -> tuple[str, int]:
+        """The version, and how many runs were trained for it."""
+        before = finished_runs()
+        version = retrain(data="digits", overrides=[*TINY_OVERRIDES, "seed=2", *overrides], force=force)
+        return version, finished_runs() - before
+
+    assert ask() == ("1", 1)
+    assert ask() == ("1", 0)
+    assert candidates()[0]["remark"].startswith("finished before")
+    assert ask("export.bf16_loss=1.0") == ("2", 1), "it is exported by other settings"
+    assert ask(force=True) == ("3", 1)
+    (repository / "changed").touch()
+    assert ask() == ("4", 1), "the changes may be to the program"
 
 
 def test_tasks_live_side_by_side_and_a_renamed_class_is_none_of_them(

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 from safetensors.torch import save_file
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, WeightsError
 from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.state import TINY_OVERRIDES
 from training import compare, tracking
 from training.settings import CompareSettings
 
@@ -45,6 +47,26 @@ def test_the_matrix_is_trained_once_and_tabulated(tmp_path: Path, capsys: pytest
     assert "51.42%" in frozen
     assert "| resnet18 | no_coarse_dropout |" in ablation
     assert (tmp_path / "table.svg").read_text().count("<text") > 10
+
+
+@pytest.mark.slow
+def test_what_fails_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client is the real one, told that it is offline and with an empty cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def run(*models: str) -> list[str]:
+        """The rows of the table."""
+        values = {"models": [*models], "experiments": ["quick"], "overrides": ["data=digits", *TINY_OVERRIDES]}
+        compare.main(CompareSettings.model_validate({**values, "report": tmp_path / "table", "published": {}}))
+        return (tmp_path / "table.md").read_text().splitlines()[2:]
+
+    trained, failed = run("resnet18", "efficientnet_lite0")
+    assert trained.startswith("| efficientnet_lite0 | quick |")
+    assert "%" in trained
+    assert failed.startswith("| resnet18 | quick | failed: the weights of resnet18 can't be fetched")
+    with pytest.raises(WeightsError, match="resnet18"):
+        run("resnet18")
 
 
 def test_a_mistake_in_the_last_combination_is_refused_before_the_first(tmp_path: Path) -> None:

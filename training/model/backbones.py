@@ -9,7 +9,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, WeightsError
 
 # The models whose ImageNet weights are on the package index: the package, and what in it knows the file.
 PACKAGES = {
@@ -42,7 +42,8 @@ def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Modu
             a local timm checkpoint (safetensors, or a state dict that `torch.load(weights_only=True)` reads).
         options: for `timm.create_model`.
 
-    Raises UserError if the options do not suit the model, or the weights can't be fetched.
+    Raises UserError if the options do not suit the model or there are no such weights, WeightsError if they can't be
+    fetched.
     """
     try:
         with torch.device("meta"):
@@ -71,11 +72,17 @@ def _from_package(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+    known = timm.get_pretrained_cfg(name)
+    if not known or not known.has_weights:
+        raise UserError(
+            f"model.weights=hub: there are no weights of {name} on timm's hub\n"
+            "Choose a local checkpoint (model.weights=FILE), random weights (model.weights=none) or another model."
+        )
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub's client and what is below it each raise their own
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
+        raise WeightsError(
             f"the weights of {name} can't be fetched from timm's hub ({type(error).__name__}: {reason:.120}).\n"
             "Choose a local checkpoint (model.weights=FILE), random weights (model.weights=none) "
             "or model=efficientnet_lite0, whose weights are installed."

@@ -22,6 +22,7 @@ from serving.model.contract import CONTRACT, INPUT, MODEL_FILE, OUTPUT, Measured
 from serving.model.errors import ModelError, UserError
 from serving.model.precision import Precision
 from serving.model.predictor import file_for
+from serving.model.registry import named_error
 from serving.model.runtime import providers_for, runtimes
 from training import tracking
 from training.data.pictures import Pictures
@@ -35,6 +36,8 @@ from training.release.quantization import FIRST_LAYERS, convert_to_fp16, quantiz
 from training.settings import ExportSettings
 
 log = logging.getLogger(__name__)
+
+WHOLE = "whole"  # the tag of a logged model that has all its files
 
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), INPUT)]),
@@ -114,6 +117,17 @@ def _other_precisions(
     return measured, files
 
 
+def exported(run_id: str) -> str | None:
+    """The URI of the model that `export_run` has logged with a run already, whole and still there."""
+    client = tracking.connect()
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+        found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND tags.{WHOLE} = 'true'")
+    except Exception as error:
+        raise named_error(error, f"run {run_id}") from error
+    return str(found[0].model_uri) if found else None
+
+
 def _describe(file: Path, metadata: Metadata) -> None:
     model = onnx.load(file)
     onnx.helper.set_model_props(model, metadata.properties())
@@ -151,6 +165,7 @@ def _log_onnx(run_id: str, files: list[Path], example: np.ndarray) -> str:
         )
         for other in others:
             MlflowClient().log_model_artifact(logged.model_id, str(other))
+    MlflowClient().set_logged_model_tags(logged.model_id, {WHOLE: "true"})
     return str(logged.model_uri)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from timm.optim import create_optimizer_v2
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, WeightsError, in_words
 from training.config import compose
 from training.model.classifier import build_model
 from training.settings import ModelSettings
@@ -83,11 +83,17 @@ def test_an_unreachable_hub_ends_with_the_alternatives(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="resnet18") as failure:
+    with pytest.raises(WeightsError, match="resnet18") as failure:
         build_model(model_settings("model=resnet18"), 10)
     for alternative in ("model.weights=FILE", "model.weights=none", "model=efficientnet_lite0"):
         assert alternative in str(failure.value)
     assert len(str(failure.value).splitlines()) == 2
+    assert in_words(failure.value) == str(failure.value)
+
+
+def test_a_model_without_weights_on_the_hub_is_a_wrong_setting() -> None:
+    with pytest.raises(UserError, match=r"model\.weights=hub: there are no weights of efficientnet_b8"):
+        build_model(model_settings("model=efficientnet_b8"), 10)
 
 
 def test_a_checkpoint_with_values_that_are_not_numbers_is_refused(tmp_path: Path) -> None:

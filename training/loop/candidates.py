@@ -1,0 +1,62 @@
+"""Several candidates: one that fails takes nothing with it."""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from accelerate.utils.memory import clear_device_cache
+
+from serving.model.errors import UserError, causes, in_words, without_credentials
+
+log = logging.getLogger(__name__)
+
+Failures = dict[str, Exception]  # by the candidate's name
+
+
+def train_each(
+    candidates: Iterable[str], try_out: Callable[[str], None], train: Callable[[str], str]
+) -> tuple[dict[str, str], Failures]:
+    """Tries every candidate on a batch, then trains those that passed; returns their runs, and why the others failed.
+
+    Raises UserError, before the first is trained, where the settings of one are wrong.
+    """
+    runs: dict[str, str] = {}
+    failures: Failures = {}
+    names = list(dict.fromkeys(candidates))
+    for name in names:
+        with noted(failures, name, but=(UserError,)):
+            try_out(name)
+    for name in names:
+        if name not in failures:
+            with noted(failures, name):
+                runs[name] = train(name)
+    return runs, failures
+
+
+@contextmanager
+def noted(failures: Failures, name: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Notes why a candidate fails instead of raising it, but for some errors."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        log.warning("%s failed: %s", name, reason(error), exc_info=None if in_words(error) else error)
+        for each in causes(error):  # they hold the failed one's memory, which the next one needs
+            traceback.clear_frames(each.__traceback__)
+        clear_device_cache(garbage_collection=True)
+        failures[name] = error
+
+
+def reason(error: Exception) -> str:
+    """Why a candidate failed, in a line."""
+    words = without_credentials(in_words(error) or f"{type(error).__name__}: {error}")
+    return " ".join(words.split())[:500]
+
+
+def none_left(failures: Mapping[str, Exception]) -> Exception:
+    """What is raised where all failed: the only one's own error, or what became of each."""
+    if len(failures) == 1:
+        return next(iter(failures.values()))
+    return UserError("no candidate is left: " + "; ".join(f"{name}: {reason(e)}" for name, e in failures.items()))
