@@ -65,7 +65,8 @@ mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
 prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(PREFECT_PORT) setting=PREFECT_PORT
 	@echo "Prefect: http://127.0.0.1:$(PREFECT_PORT)"
-	@$(BIN)/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
+	@PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED=true PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED=true \
+	    $(BIN)/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
 
 .PHONY: worker
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api

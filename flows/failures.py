@@ -1,7 +1,10 @@
 """What is retried, and how a failure reads."""
 
 import logging
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -9,7 +12,15 @@ from prefect import Task
 from prefect.client.schemas import State, TaskRun
 from prefect.tasks import exponential_backoff
 
-from serving.model.errors import RegistryError, full_disk, in_words, is_forbidden, without_credentials
+from serving.model.errors import (
+    RegistryError,
+    UserError,
+    WeightsError,
+    full_disk,
+    in_words,
+    is_forbidden,
+    without_credentials,
+)
 
 TEMPORARY = (RegistryError, MlflowException, OSError)
 
@@ -27,6 +38,33 @@ RETRIES: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": is_temporary,
 }
+
+
+@contextmanager
+def in_words_of_the_flow() -> Iterator[None]:
+    """Lets what a user has to mend speak of the flow's parameters instead of Hydra's keys."""
+    try:
+        yield
+    except (UserError, WeightsError) as error:
+        error.args = (_in_parameters(str(error)),)
+        raise
+
+
+def _in_parameters(message: str) -> str:
+    """`data.root=PATH` is data=PATH, `model=NAME` is one of models, and every other key is given by overrides."""
+    start = r"(?<![\w./\"-])"  # not within a path, nor what is translated already; a path as a value may have spaces
+    for hydra_s, ours in (
+        (rf"{start}data=folder data\.root=", "data="),
+        (rf"{start}data\.root=", "data="),
+        (rf"{start}model=([\w.]+)", r'models=["\1"]'),
+        (
+            rf"{start}((?:data|transforms|model|trainer|export)\.[\w.]+=(?!/)[^\s,;:(){{}}\[\]\"]*\w)",
+            r'overrides=["\1"]',
+        ),
+        ("; --help lists them", "; python -m training.train --help lists them"),
+    ):
+        message = re.sub(hydra_s, ours, message)
+    return message
 
 
 class _ForPeople(logging.Filter):

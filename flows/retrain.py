@@ -9,7 +9,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from pydantic import Field
 
 from flows.arguments import run_command
-from flows.failures import RETRIES, TEMPORARY
+from flows.failures import RETRIES, TEMPORARY, in_words_of_the_flow
 from flows.rollback import lock_everywhere
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
@@ -25,6 +25,7 @@ EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quic
 
 
 @task(task_run_name="prepare {data}", **RETRIES)
+@in_words_of_the_flow()
 def prepare_data(
     overrides: list[str], models: list[str], data: str, name: str, replace_classes: bool
 ) -> dict[str, str]:
@@ -43,6 +44,7 @@ def prepare_data(
 
 
 @task(task_run_name="try {model}", **RETRIES)
+@in_words_of_the_flow()
 def try_candidate(overrides: list[str], model: str) -> None:
     """Fetches a model's weights and trains it on one batch."""
     try_out(compose([*overrides, f"model={model}"]))
@@ -50,6 +52,7 @@ def try_candidate(overrides: list[str], model: str) -> None:
 
 # A retry resumes from the last checkpoint.
 @task(task_run_name="train {model}", **RETRIES)
+@in_words_of_the_flow()
 def train_candidate(overrides: list[str], model: str) -> str:
     """Trains and evaluates one model; returns its MLflow run."""
     return train(compose([*overrides, f"model={model}"]))
@@ -116,6 +119,7 @@ def promote_if_better(version: str, name: str, replace_classes: bool = False) ->
 
 
 @flow(name="retrain", log_prints=True)
+@in_words_of_the_flow()
 def retrain(
     models: Annotated[list[str], Field(min_length=1)] = ["efficientnet_lite0"],  # noqa: B006
     experiment: str = "quick",

@@ -19,4 +19,5 @@ for name in "$@"; do
     shift
     set -- "$@" --name "$name"
 done
-exec prefect --no-prompt deploy --prefect-file infra/prefect.yaml "$@"
+prefect --no-prompt deploy --prefect-file infra/prefect.yaml "$@"
+exec python infra/refuse_unknown.py

@@ -156,7 +156,8 @@ def _explanation(error: Exception) -> str:
         return f"no value for {found[1]}; give {found[1]}=VALUE"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if options := set(re.findall(r"^\t(\w+)$", str(error), re.MULTILINE)) - {"base"}:
-        return f"{lines[0]}\nChoose one of: {', '.join(sorted(options))}"
+        chosen = re.sub(r".*Could not find '(\w+)/(.*)'", r"\1=\2: there is no such \1", lines[0])
+        return f"{chosen}\nChoose one of: {', '.join(sorted(options))}"
     if error.__cause__ and lines[0].startswith("Error merging override"):
         lines[0] += f": {str(error.__cause__).splitlines()[0]}"
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

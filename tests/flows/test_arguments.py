@@ -9,6 +9,7 @@ import pytest
 from flows.arguments import arguments, run_command
 from flows.batch_predict import batch_predict
 from flows.demo import demo
+from flows.failures import in_words_of_the_flow
 from flows.retrain import retrain
 from flows.rollback import rollback
 from serving.model.errors import UserError
@@ -78,3 +79,25 @@ def test_help_of_the_command() -> None:
 
 def test_a_mistake_ends_the_command_with_code_2() -> None:
     assert_user_error(run_module("flows.batch_predict"), "source=VALUE")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("data.root=/a b: no pictures", "data=/a b: no pictures"),
+        ("Give data=folder data.root=PATH or data=digits.", "Give data=PATH or data=digits."),
+        ("model=resnet19: there is none", 'models=["resnet19"]: there is none'),
+        ("trainer.epochs=0: should be more", 'overrides=["trainer.epochs=0"]: should be more'),
+        ("leave them out with data.broken=skip.", 'leave them out with overrides=["data.broken=skip"].'),
+        ("/model=3/trainer.lr=1 is no file", "/model=3/trainer.lr=1 is no file"),
+    ],
+)
+def test_a_mistake_is_told_in_words_of_the_flow(message: str, expected: str) -> None:
+    @in_words_of_the_flow()
+    @in_words_of_the_flow()
+    def fails() -> None:
+        raise UserError(message)
+
+    with pytest.raises(UserError) as failure:
+        fails()
+    assert str(failure.value) == expected

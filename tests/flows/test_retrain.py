@@ -1,10 +1,12 @@
 """The flow against a real Prefect API, with its records looked up afterwards."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import huggingface_hub.constants
 import pytest
 import timm
@@ -18,7 +20,7 @@ from flows.retrain import data_overrides, retrain
 from serving.model.errors import UserError
 from serving.model.registry import DEFAULT_NAME, champion_uri
 from tests.helpers.commands import assert_raises_in_words
-from tests.helpers.servers import prefect_server, process_worker, shell_environment
+from tests.helpers.servers import FlowRun, Server, prefect_server, process_worker, shell_environment
 from tests.helpers.state import ROOT, TINY_OVERRIDES, state_in
 from tests.helpers.waiting import free_port
 from training import tracking
@@ -187,38 +189,53 @@ def test_data_is_a_name_or_a_path(tmp_path: Path) -> None:
         data_overrides("")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server of its own; yields the environment that points at it."""
-    port = free_port()
-    environment = {**shell_environment(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    with prefect_server(tmp_path, environment, port):
-        yield environment
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A process worker that has deployed, with a Prefect server of its own, at which its environment points."""
+    directory, port = tmp_path_factory.mktemp("worker"), free_port()
+    environment = {**shell_environment(directory), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    with prefect_server(directory, environment, port), process_worker(directory, environment) as worker:
+        yield worker
 
 
-def test_the_deployments_run_on_a_process_worker(server: dict[str, str], tmp_path: Path, image_folder: Path) -> None:
-    def run(*command: str) -> str:
-        result = subprocess.run(command, cwd=ROOT, env=server, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
+def watched(worker: Server, deployment: str, *parameters: str) -> subprocess.CompletedProcess[str]:
+    """What a user sees of a run that is asked for and watched; the lines as long as they are."""
+    given = [word for parameter in parameters for word in ("-p", parameter)]
+    command = ["prefect", "deployment", "run", deployment, *given, "--watch"]
+    environment = {**worker.environment, "COLUMNS": "1000"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
-    with process_worker(tmp_path, server) as worker:
-        overrides = str(TINY_OVERRIDES).replace("'", '"')
-        parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
-        output = run(
-            "prefect",
-            "deployment",
-            "run",
-            "retrain/local",
-            *(word for p in parameters for word in ("-p", p)),
-            "--watch",
+
+def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path, image_folder: Path) -> None:
+    overrides = json.dumps(TINY_OVERRIDES)
+    parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
+    asked = watched(worker, "retrain/local", *parameters)
+    assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
+    assert "validation accuracy" in worker.log.read_text(), "the training's progress is in the flow run's log"
+
+    target = tmp_path / "out.parquet"
+    asked = watched(worker, "batch-predict/local", f"source={image_folder}", f"target={target}")
+    assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
+    assert parquet.read_metadata(target).num_rows == 24
+
+
+def test_a_watched_run_that_fails_says_why_in_words_of_the_flow(worker: Server, tmp_path: Path) -> None:
+    reason = f"UserError: data={tmp_path}: there are no folders of classes"
+    asked = watched(worker, "retrain/local", f"data={tmp_path}")
+    assert asked.returncode == 1
+    assert reason in asked.stdout
+    (run_id,) = re.findall(r"UUID: (\S+)", asked.stdout)
+    run = FlowRun(worker.environment["PREFECT_API_URL"], run_id, worker)
+    assert reason in run.record["state"]["message"]
+
+
+def test_a_parameter_that_the_flow_does_not_have_is_refused_by_the_api(worker: Server) -> None:
+    api = worker.environment["PREFECT_API_URL"]
+    for name in ("retrain", "batch-predict", "rollback"):
+        deployment = httpx.get(f"{api}/deployments/name/{name}/local").raise_for_status().json()
+        given = {"source": "a", "target": "b"} if name == "batch-predict" else {}
+        answer = httpx.post(
+            f"{api}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {**given, "modles": ["a"]}}
         )
-        assert "Completed" in output, output + worker.log.read_text()
-        logs = worker.log.read_text()
-        assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
-
-        target = tmp_path / "out.parquet"
-        paths = ["-p", f"source={image_folder}", "-p", f"target={target}"]
-        output = run("prefect", "deployment", "run", "batch-predict/local", *paths, "--watch")
-        assert "Completed" in output, output + worker.log.read_text()
-        assert parquet.read_metadata(target).num_rows == 24
+        assert answer.status_code == 409, answer.text
+        assert "'modles' was unexpected" in answer.text

@@ -78,14 +78,19 @@ def shell_environment(directory: Path) -> dict[str, str]:
 
 
 def prefect_server(directory: Path, environment: Mapping[str, str], port: int) -> Server:
-    command = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    """`make prefect`."""
+    command = ("make", "prefect", f"PREFECT_PORT={port}")
     ready = answers(f"http://127.0.0.1:{port}/api/health")
     return Server(directory / "prefect.log", *command, environment=environment, ready=ready)
 
 
 def process_worker(directory: Path, environment: Mapping[str, str]) -> Server:
-    """`make worker`; it is ready once it has deployed."""
-    ready = answers(f"{environment['PREFECT_API_URL']}/deployments/name/retrain/local")
+    """`make worker`; it is ready once it has deployed and asks for work."""
+    pool = f"{environment['PREFECT_API_URL']}/work_pools/local"
+
+    def ready() -> bool:
+        return bool(httpx.get(pool).json().get("status") == "READY")
+
     return Server(directory / "worker.log", "make", "worker", environment=environment, ready=ready)
 
 
