@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def hydra_command(run: Callable[[S], None], settings: type[S], config_name: str)
     """Runs a function as a Hydra command line; an error that the user can mend ends it with exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print its own errors and exit with 1
     sys.argv[1:] = words = understood(sys.argv[1:], settings)
+    # By way of what has to be closed, such as the run in MLflow.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     @hydra.main(CONFIG_DIR, config_name, "1.3")
     def job(config: DictConfig) -> None:

@@ -37,6 +37,7 @@ WEIGHTS_FILE = "checkpoint/model.safetensors"
 PROBABILITIES_FILE = "test_probabilities.npy"
 # Those of the ONNX file in float32.
 SERVED_PROBABILITIES_FILE = "served_test_probabilities.npy"
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows on the run's page
 
 
 def state_dir() -> Path:
@@ -69,15 +70,18 @@ def experiment_id(name: str) -> str:
 
 @contextmanager
 def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id: str | None) -> Iterator[str]:
-    """Opens an MLflow run, or the interrupted one of that id again; it ends FAILED when the block raises."""
+    """Opens an MLflow run, or the interrupted one of that id again.
+
+    It ends FAILED when the block raises, and KILLED when the program is told to stop.
+    """
     parent = experiment_id(settings.mlflow_experiment)
     if run_id and not MlflowClient().search_runs([parent], f"attributes.run_id = '{run_id}'"):
         run_id = None  # tracked elsewhere, or deleted since
     name = settings.model.name
     tags = {"model": name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": run_key}
     values = settings.model_dump(mode="json")
-    with mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run:
-        mlflow.set_tags({**tags, **git_state()})
+    with mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run, _killed_when_told_to_stop():
+        mlflow.set_tags({**tags, **git_state(), DESCRIPTION: ""})  # which said why it was interrupted
         if not run_id:  # a run that goes on keeps what it was started with
             mlflow.log_params(pandas.json_normalize(values).to_dict("records")[0])
             MlflowClient().log_inputs(run.info.run_id, _dataset_inputs(settings, data))
@@ -87,6 +91,17 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
         used = len(data.train) + len(data.validation) + len(data.test)
         mlflow.log_metrics({"pictures_used": used, "files_left_out": len(data.left_out)})
         yield run.info.run_id
+
+
+@contextmanager
+def _killed_when_told_to_stop() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        mlflow.end_run("KILLED")
+        raise
 
 
 def as_yaml(settings: Settings) -> str:

@@ -119,7 +119,11 @@ def train(settings: TrainSettings) -> str:
     run = set_up(settings)
     settings, data, trainer, checkpoints = run.settings, run.data, run.trainer, run.checkpoints
     unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None
-    with exclusive_run(settings, run.key), tracking.training_run(settings, data, run.key, unfinished) as run_id:
+    with (
+        exclusive_run(settings, run.key),
+        tracking.training_run(settings, data, run.key, unfinished) as run_id,
+        told_where_to_go_on(checkpoints, settings.trainer.epochs),
+    ):
         checkpoints.run_id = run_id
         mlflow.set_tag("processes", trainer.accelerator.num_processes)
         for epoch in trainer.fit():
@@ -150,6 +154,22 @@ def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evalua
     mlflow.log_table({name: [row[name] for row in rows] for name in rows[0]}, "per_class.json")
     mlflow.log_text(confusion_csv(evaluation), "confusion.csv")
     log_report(run_id, settings, data, evaluation)
+
+
+@contextmanager
+def told_where_to_go_on(checkpoints: Checkpoints, epochs: int) -> Iterator[None]:
+    """Where the program is told to stop, the run's page and the log say from where it can go on."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        done = checkpoints.last_epoch()
+        where = f"goes on after epoch {done} of {epochs}" if done else "starts anew: no epoch was finished"
+        message = f"Stopped before its end. Asked for again with the same settings, it {where}."
+        log.warning(message)
+        mlflow.set_tag(tracking.DESCRIPTION, message)
+        raise
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """One training run, from settings to what MLflow keeps of it."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ from filelock import FileLock
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import AS_SHOWN
 from tests.helpers.commands import run_module
-from tests.helpers.state import TINY, state_in
+from tests.helpers.state import ROOT, TINY, state_in
+from tests.helpers.waiting import wait_until
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
@@ -74,6 +78,27 @@ def test_what_is_being_trained_is_not_trained_twice_at_once(tmp_path: Path) -> N
         (tmp_path / "locks").mkdir()
         with FileLock(tmp_path / "locks" / key), pytest.raises(UserError, match=f"already in progress .run key {key}"):
             train(settings)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.train", *TINY, "trainer.epochs=100000"]
+    epoch = 0
+    with state_in(tmp_path) as state:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+                last = max(epoch, 1)
+                wait_until(lambda last=last: any(epoch_of(path) > last for path in state.glob("runs/*/epoch-*")))
+                process.send_signal(number)
+            assert process.returncode
+            (run,) = tracking.connect().search_runs([tracking.experiment_id("cifar10")])
+            assert run.info.status == "KILLED"
+            epoch = max(epoch_of(path) for path in state.glob("runs/*/epoch-*"))
+            assert f"goes on after epoch {epoch} of 100000" in run.data.tags["mlflow.note.content"]
+
+
+def epoch_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("epoch-"))
 
 
 def test_a_run_without_an_artifact_says_so() -> None:
