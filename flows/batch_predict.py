@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.arguments import run_command
 from flows.failures import RETRIES
+from flows.outages import cancellable
 from serving.batch.prediction import BatchPrediction, summary
 from serving.model.errors import UserError
 from serving.model.pictures.files import open_pictures
@@ -37,6 +38,7 @@ def predict(source: Path, target: Path, model: str) -> None:
 
 
 @flow(name="batch-predict")
+@cancellable
 def batch_predict(source: Path, target: Path, model: str = "") -> list[dict[str, Any]]:
     """Classifies every picture of `source` and writes a row for each to `target`; goes on where it was cut off.
 

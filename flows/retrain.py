@@ -10,6 +10,7 @@ from pydantic import Field
 
 from flows.arguments import run_command
 from flows.failures import RETRIES, TEMPORARY, in_words_of_the_flow
+from flows.outages import cancellable
 from flows.rollback import lock_everywhere
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
@@ -120,6 +121,7 @@ def promote_if_better(version: str, name: str, replace_classes: bool = False) ->
 
 @flow(name="retrain", log_prints=True)
 @in_words_of_the_flow()
+@cancellable
 def retrain(
     models: Annotated[list[str], Field(min_length=1)] = ["efficientnet_lite0"],  # noqa: B006
     experiment: str = "quick",

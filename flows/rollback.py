@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 
 import flows.failures  # noqa: F401  (a mistake reads as one line)
 from flows.arguments import run_command
+from flows.outages import cancellable
 from serving.model.registry import registered_name
 from training.release import registry
 
@@ -54,6 +55,7 @@ def restore(name: str = "", hold: bool = False) -> str:
 
 
 @flow(name="rollback")
+@cancellable
 def rollback(name: str = "", hold: bool = False) -> str:
     """Makes the previous champion the champion again; returns its version.
 
