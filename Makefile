@@ -72,7 +72,7 @@ prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
 	@infra/deploy.sh local process local
-	@$(BIN)/prefect worker start --pool local --type process
+	@$(BIN)/python -m flows.worker pool=local type=process
 
 # pip's settings, where PIP_CONFIG_FILE names them, and this machine's certificates are lent to the build and not kept.
 BUILD = $(ENGINE) build --build-arg DEVICE=$(DEVICE) --build-arg BASE_DIGEST=$(BASE_DIGEST) \
@@ -117,9 +117,11 @@ up:  ## Start the whole stack in containers; needs make env and make images; DEV
 	@echo "train one: $(STACK) exec worker prefect deployment run retrain/container --watch"
 
 .PHONY: down
-down:  ## Stop the stack and its runs; the volumes stay, and a run goes on from its checkpoint
-	@$(ENGINE) ps --quiet $(RUNS) | xargs --no-run-if-empty $(ENGINE) stop
+down:  ## Cancel the runs, saying which, and stop the stack; the volumes stay, and a run goes on from its checkpoint
+	@$(STACK) stop worker
+	@$(STACK) logs --tail 20 worker 2>&1 | grep stopping || true
 	@$(STACK) down
+	@$(ENGINE) ps --quiet $(RUNS) | xargs --no-run-if-empty $(ENGINE) stop
 	@$(ENGINE) container prune --force $(RUNS)
 
 .PHONY: check

@@ -13,7 +13,7 @@ esac
 prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create --type "$type" "$pool"
 # Who moves the champion holds it: flows/rollback.py.
 prefect gcl inspect champion >/dev/null 2>&1 || prefect gcl create champion --limit 1
-prefect automation inspect crash-what-is-silent >/dev/null 2>&1 ||
+prefect automation inspect crash-what-does-not-answer >/dev/null 2>&1 ||
     prefect automation create --from-file infra/automations.yaml
 for name in "$@"; do
     shift

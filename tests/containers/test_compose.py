@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.worker import SECONDS_TO_STOP
 from serving.online import metrics
 from tests.helpers.state import ROOT
 
@@ -62,6 +63,27 @@ def test_runs_and_worker_share_a_network_and_a_volume() -> None:
     assert job["job_variables"]["image"] == SERVICES["worker"]["image"]
     assert job["job_variables"]["volumes"] == [f"{COMPOSE['volumes']['state']['name']}:/state"]
     assert SERVICES["worker"]["environment"]["CONTAINER_NETWORK"] == COMPOSE["networks"]["default"]["name"]
+
+
+def test_what_prefect_knows_of_runs_at_work_outlives_its_container() -> None:
+    assert "prefect:/state" in SERVICES["prefect"]["volumes"]
+    assert "PREFECT_HOME=/state/prefect" in (ROOT / "Dockerfile.train").read_text()
+
+
+def test_the_worker_has_the_time_to_cancel_its_runs() -> None:
+    assert SERVICES["worker"]["stop_grace_period"] == f"{SECONDS_TO_STOP + 15}s"
+
+
+def test_make_down_stops_the_worker_before_all_else(tmp_path: Path) -> None:
+    said = tmp_path / "compose"
+    said.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "worker | stopping: run red-fox is cancelled"\n')
+    said.chmod(0o755)
+    command = ["make", "down", f"COMPOSE={said}", "ENGINE=true"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "stopping: run red-fox is cancelled" in result.stdout
+    asked = [line.split()[2] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert (asked[0], asked[-1]) == ("stop", "down")
 
 
 @pytest.fixture

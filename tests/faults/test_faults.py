@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
 import pytest
 
 from serving.model.registry import DEFAULT_NAME
 from tests.helpers.commands import run_module
-from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
-from tests.helpers.state import TINY, TINY_OVERRIDES, TINY_PARAMETERS
+from tests.helpers.retraining import ask, hurried_stack, in_mid_training
+from tests.helpers.servers import SECONDS_TO_RUN, Stack
+from tests.helpers.state import TINY
 from tests.helpers.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -24,31 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("stack")) as stack:
-        hurry_automation(stack)
+    with hurried_stack(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
-
-
-def hurry_automation(stack: Stack) -> None:
-    """Five minutes of silence are long for a test: one, two heartbeats, is enough for this server."""
-    url = f"{stack.environment['PREFECT_API_URL']}/automations"
-    (automation,) = httpx.post(f"{url}/filter", json={}, timeout=60).raise_for_status().json()
-    automation["trigger"]["within"] = 60
-    known = ("name", "description", "enabled", "trigger", "actions")
-    httpx.put(f"{url}/{automation['id']}", json={key: automation[key] for key in known}).raise_for_status()
-
-
-def ask(stack: Stack, seed: int, epochs: int = 6) -> FlowRun:
-    """A retraining that a user asks for; a seed has checkpoints of its own."""
-    overrides = [*TINY_OVERRIDES, f"trainer.epochs={epochs}", f"seed={seed}"]
-    parameters = {**TINY_PARAMETERS, "overrides": overrides}
-    return FlowRun.asked_for(stack.environment, stack.worker, "retrain/local", parameters)
-
-
-def in_mid_training(stack: Stack, seed: int) -> FlowRun:
-    run = ask(stack, seed)
-    wait_until(lambda: bool(list(stack.state.glob("runs/*/epoch-0001"))), SECONDS_TO_RUN)
-    return run
 
 
 def versions(stack: Stack) -> list[Any]:

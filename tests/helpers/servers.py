@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import boto3
 import httpx
+import psutil
 import pytest
 
 from tests.helpers.state import ROOT
@@ -49,10 +50,15 @@ class Server:
             )
         wait_until(self.ready)
 
+    def stop(self) -> None:
+        """As somebody does it who asks politely, and waits until it is over."""
+        assert self.process
+        self.process.terminate()
+        self.process.wait(SECONDS_TO_RUN)
+
     def kill(self) -> None:
         """As a power failure does it, with all that it has started."""
         if self.process:
-            # A worker that is asked politely sometimes waits for itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -133,6 +139,13 @@ class FlowRun:
         query = {"artifacts": {"flow_run_id": {"any_": [self.id]}, "key": {"any_": [key]}}}
         (artifact,) = self._api("POST", "artifacts/filter", json=query)
         return artifact["data"]
+
+    def kill(self) -> None:
+        """As a power failure does it; a run is in a process group of its own."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == self.id:
+                    process.kill()
 
     def says(self, message: str) -> None:
         """Waits until its log holds the message: Prefect sends the log's lines some time after their run's state."""

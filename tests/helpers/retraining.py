@@ -1,0 +1,42 @@
+"""Retrainings that a user asks a stack for, and that are broken into."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
+from tests.helpers.state import TINY_OVERRIDES, TINY_PARAMETERS
+from tests.helpers.waiting import wait_until
+
+
+@contextlib.contextmanager
+def hurried_stack(directory: Path) -> Iterator[Stack]:
+    """Four minutes of silence are long for a test: one, two heartbeats, is enough for this server."""
+    with running_stack(directory) as stack:
+        url = f"{stack.environment['PREFECT_API_URL']}/automations"
+        (automation,) = httpx.post(f"{url}/filter", json={}, timeout=60).raise_for_status().json()
+        automation["trigger"]["within"] = 60
+        known = ("name", "description", "enabled", "trigger", "actions")
+        httpx.put(f"{url}/{automation['id']}", json={key: automation[key] for key in known}).raise_for_status()
+        yield stack
+
+
+def ask(stack: Stack, seed: int, epochs: int = 6) -> FlowRun:
+    """A retraining that a user asks for; a seed has checkpoints of its own."""
+    overrides = [*TINY_OVERRIDES, f"trainer.epochs={epochs}", f"seed={seed}"]
+    parameters = {**TINY_PARAMETERS, "overrides": overrides}
+    return FlowRun.asked_for(stack.environment, stack.worker, "retrain/local", parameters)
+
+
+def in_mid_training(stack: Stack, seed: int, epochs: int = 6) -> FlowRun:
+    """A retraining that has finished an epoch."""
+
+    def finished() -> set[Path]:
+        return set(stack.state.glob("runs/*/epoch-*"))
+
+    before = finished()
+    run = ask(stack, seed, epochs)
+    wait_until(lambda: bool(finished() - before), SECONDS_TO_RUN)
+    return run
