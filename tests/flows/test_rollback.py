@@ -88,7 +88,12 @@ def test_a_rollback_waits_for_another_machine_that_moves_the_champion(tmp_path: 
     with get_client(sync_client=True) as api:
         api.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
     elsewhere = tmp_path / "elsewhere"
-    program = "from flows.rollback import rollback; print('version', rollback())"
+    program = (
+        "from flows.rollback import registry, rollback\n"
+        f"registry.champion({DEFAULT_NAME!r})  # connected: what takes time from here on is waiting\n"
+        "print('version', rollback())"
+    )
+    seen = []
     with concurrency(LIMIT, strict=True):
         other = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -105,7 +110,11 @@ def test_a_rollback_waits_for_another_machine_that_moves_the_champion(tmp_path: 
             except (Timeout, TypeError):
                 return list(elsewhere.glob("locks/*")) != []
 
-        wait_until(holds_its_own_lock)
+        def waits() -> bool:
+            seen.append(holds_its_own_lock())
+            return seen[-10:] == [True] * 10
+
+        wait_until(waits, 90)
         tracking.connect().create_model_version(DEFAULT_NAME, "s3://models/4")
         registry.crown(DEFAULT_NAME, ["1", "2", "3", "4"])
     output, _ = other.communicate(timeout=120)
