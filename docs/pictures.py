@@ -23,8 +23,8 @@ PORT = "3999"
 
 def main(state: Path) -> None:
     os.environ |= {"STATE_DIR": str(state), "MLFLOW_TRACKING_URI": f"sqlite:///{state}/mlflow.db", "SERVING_PORT": PORT}
-    from flows.running_service import running
     from serving.model.registry import DEFAULT_NAME, version_uri
+    from serving.running import running
     from training import tracking
     from training.config import compose
     from training.data.split import load_data

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.arguments import run_command
-from flows.failures import RETRIES
-from flows.outages import cancellable
+from flows.failures import RETRIES, cancellable
 from serving.batch.prediction import BatchPrediction, summary
 from serving.model.errors import UserError
 from serving.model.pictures.files import open_pictures

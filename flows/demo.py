@@ -15,10 +15,10 @@ from rich.console import Console
 
 from flows.arguments import run_command
 from flows.retrain import data_overrides, retrain
-from flows.running_service import running
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from serving.port import check_port
+from serving.running import running
 from serving.settings import load_settings
 from training.config import compose
 from training.data import sources

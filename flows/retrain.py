@@ -9,8 +9,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from pydantic import Field
 
 from flows.arguments import run_command
-from flows.failures import RETRIES, TEMPORARY, in_words_of_the_flow
-from flows.outages import cancellable
+from flows.failures import RETRIES, TEMPORARY, cancellable, in_words_of_the_flow
 from flows.rollback import lock_everywhere
 from serving.model.errors import UserError
 from serving.model.registry import registered_name

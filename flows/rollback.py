@@ -12,9 +12,8 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.settings import PREFECT_API_URL
 
-import flows.failures  # noqa: F401  (a mistake reads as one line)
 from flows.arguments import run_command
-from flows.outages import cancellable
+from flows.failures import cancellable
 from serving.model.registry import registered_name
 from training.release import registry
 

@@ -19,8 +19,8 @@ import httpx
 import numpy as np
 import psutil
 
-from flows.running_service import running
 from serving.model.pictures.decoding import decode
+from serving.running import running
 from serving.settings import Settings
 from tests.helpers.pictures import png
 from tests.helpers.waiting import free_port

@@ -11,8 +11,8 @@ import onnx
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from flows.running_service import running
 from serving.online.app import create_application
+from serving.running import running
 from serving.settings import load_settings
 from tests.helpers.waiting import free_port, wait_until
 

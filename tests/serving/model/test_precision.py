@@ -22,11 +22,11 @@ from serving.model.precision import chosen
 from serving.model.predictor import Predictor, file_for
 from serving.model.runtime import CPU, open_file, runtimes
 from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
+from tests.helpers.damage import damaged, whole_files
 from tests.helpers.pictures import png
 from tests.helpers.service import InProcess, edit_onnx, metric
 from tests.helpers.state import ROOT, TINY, Trained
 from tests.helpers.waiting import free_port
-from tests.serving.model.test_fuzz import damaged, whole_files
 from training import tracking
 from training.config import compose
 from training.release.candidate import export_run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.running_service import running
+from serving.running import running
 from tests.helpers.state import ROOT, Trained
 from tests.helpers.waiting import free_port
 
