@@ -13,6 +13,8 @@ from PIL import Image
 app = FastAPI()
 hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "THROUGHPUT"}
 model = openvino.Core().compile_model(os.environ["MODEL"], "CPU", hints)
+# Several threads at the first use of its Python interface may wait for one another for ever.
+model({"images": np.zeros((1, 224, 224, 3), np.uint8)})
 local = threading.local()
 
 

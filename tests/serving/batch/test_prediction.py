@@ -209,8 +209,8 @@ def test_folder_archive_and_parquet_give_the_same_rows(mixed: Path, predictor: P
 
 def test_out_of_memory_is_no_broken_picture(image_folder: Path, predictor: Predictor, tmp_path: Path) -> None:
     """The run stops with words, and when there is memory again it has an answer to every picture."""
-    (image_folder / "large.png").write_bytes(photograph(5000, 5000))
-    (image_folder / "large.webp").write_bytes(photograph(5000, 5000, "WEBP", method=0))
+    (image_folder / "large.png").write_bytes(photograph(7000, 7000))
+    (image_folder / "large.webp").write_bytes(photograph(7000, 7000, "WEBP", method=0))
 
     def run() -> None:
         source = open_pictures(image_folder, "source")
@@ -219,7 +219,7 @@ def test_out_of_memory_is_no_broken_picture(image_folder: Path, predictor: Predi
                 pass
 
     process = psutil.Process()
-    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 50_000_000, psutil.RLIM_INFINITY))
+    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 20_000_000, psutil.RLIM_INFINITY))
     try:
         assert_raises_in_words(UserError, run, "large.", "not enough memory", "SERVING_MAX_PIXELS")
     finally:

@@ -131,17 +131,19 @@ def test_what_was_not_measured_or_loses_too_much_is_refused(version: Path, tmp_p
         assert Predictor(file, precision="auto").precision == "fp32"
 
 
+def preferring(precision: str) -> Callable[[Metadata], Metadata]:
+    """Speeds as they would be, whatever else this machine did when they were measured."""
+
+    def edit(about: Metadata) -> Metadata:
+        measured = [
+            said.model_copy(update={"speed": 3.0 if said.precision == precision else 2.0}) for said in about.measured
+        ]
+        return about.model_copy(update={"measured": measured})
+
+    return edit
+
+
 def test_auto_takes_the_quickest_that_is_here(version: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def preferring(precision: str) -> Callable[[Metadata], Metadata]:
-        def edit(about: Metadata) -> Metadata:
-            measured = [
-                said.model_copy(update={"speed": 3.0 if said.precision == precision else 2.0})
-                for said in about.measured
-            ]
-            return about.model_copy(update={"measured": measured})
-
-        return edit
-
     for precision in ("int8", "bf16"):
         if runtimes(precision):  # type: ignore[arg-type]
             (tmp_path / precision).mkdir()
@@ -172,13 +174,18 @@ def test_int8_runs_where_openvino_is_not(version: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
 def test_what_auto_can_not_have_is_said(
-    in_process: InProcess, version: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    in_process: InProcess,
+    version: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with in_process(model=str(version), precision="auto") as client:
+    model = str(edited(version, tmp_path, preferring("bf16")))
+    with in_process(model=model, precision="auto") as client:
         assert client.get("/model").json()["lacks"] == []
         assert metric(client, "classifier_model_lacks") == 0
     monkeypatch.setattr("serving.model.runtime.has_openvino", lambda: False)
-    with in_process(model=str(version), precision="auto") as client:
+    with in_process(model=model, precision="auto") as client:
         lacks = client.get("/model").json()["lacks"]
         assert "bf16 in openvino: the package openvino is not installed" in lacks
         assert lacks[0] in caplog.text
