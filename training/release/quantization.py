@@ -39,18 +39,18 @@ def quantize_int8(source: Path, target: Path, pictures: Pictures, exact_layers: 
         quantize_static(
             prepared,
             target,
-            _Batches(some),
+            CalibrationBatches(some),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in _layers(onnx.load(prepared))[:exact_layers]],
+            nodes_to_exclude=[node.name for node in layers_of(onnx.load(prepared))[:exact_layers]],
         )
 
 
-def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def layers_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The layers with weights, in order."""
     weights = {each.name for each in model.graph.initializer}
     return [node for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
@@ -60,12 +60,14 @@ def convert_to_fp16(source: Path, target: Path) -> None:
     """Writes `source` with layers in fp16, for GPUs, to `target`; preprocessing and softmax stay in float32."""
     model = onnx.load(source)
     names = [node.name for node in model.graph.node]
-    first = names.index(_layers(model)[0].name)
+    first = names.index(layers_of(model)[0].name)
     exact = [*names[:first], names[-1]]
     onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=exact), target)
 
 
-class _Batches(CalibrationDataReader):
+class CalibrationBatches(CalibrationDataReader):
+    """Pictures as the calibration reads them: eight at a time, since it keeps all that a network computes of them."""
+
     def __init__(self, pictures: Pictures) -> None:
         self.batches: Iterator[dict[str, np.ndarray]] = (
             {INPUT: images} for _, images in pictures.batches(batch_size=8)
