@@ -39,9 +39,8 @@ def assert_killed(stack: Stack, seed: int) -> None:
     assert re.search(rf"goes on after epoch \d+ of {FOR_HOURS}", run.data.tags["mlflow.note.content"])
 
 
-def reaches_state(run: FlowRun, name: str) -> None:
-    """A state's name, where several states are of one type; the first two last for seconds."""
-    wait_until(lambda: run.record["state_name"] == name, SECONDS_TO_RUN)
+def waits_for_the_slot(run: FlowRun) -> None:
+    wait_until(lambda: run.record["state_name"] == "AwaitingConcurrencySlot", SECONDS_TO_RUN)
 
 
 def cancel(stack: Stack, run: FlowRun) -> None:
@@ -55,21 +54,21 @@ def test_a_run_keeps_its_slot_over_an_outage_and_can_be_cancelled_after_it(stack
     time.sleep(60)  # what is tested; after some 40 the worker no longer listens whether to cancel
     stack.prefect.start()
     following = ask(stack, 12, epochs=1)
-    reaches_state(following, "AwaitingConcurrencySlot")
+    waits_for_the_slot(following)
     cancel(stack, run)
     run.ends("CANCELLED")
     assert_killed(stack, 11)
     following.ends("COMPLETED")
 
 
-@pytest.mark.parametrize(("seed", "phase"), [(21, "Pending"), (22, "Submitting"), (23, "Running")])
+@pytest.mark.parametrize(("seed", "phase"), [(21, "PENDING"), (22, "RUNNING")])
 def test_the_next_run_has_room_when_all_was_killed_at_once(stack: Stack, seed: int, phase: str) -> None:
     run = ask(stack, seed, FOR_HOURS)
-    reaches_state(run, phase)
+    run.reaches(phase)
     for part in (stack.prefect, stack.worker, run):
         part.kill()
     stack.prefect.start()
-    assert run.record["state_type"] == ("RUNNING" if phase == "Running" else "PENDING")
+    assert run.record["state_type"] == phase
     stack.worker.start()
     ask(stack, seed + 10, epochs=1).ends("COMPLETED")
     run.reaches("CRASHED")
@@ -78,7 +77,7 @@ def test_the_next_run_has_room_when_all_was_killed_at_once(stack: Stack, seed: i
 def test_a_worker_that_is_stopped_cancels_its_run_and_says_which(stack: Stack) -> None:
     run = in_mid_training(stack, 41, FOR_HOURS)
     following = ask(stack, 42, epochs=1)
-    reaches_state(following, "AwaitingConcurrencySlot")
+    waits_for_the_slot(following)
     stack.worker.stop()
     assert run.record["state_type"] == "CANCELLED", run.log
     assert f"stopping: run {run.record['name']} is cancelled" in stack.worker.log.read_text()
