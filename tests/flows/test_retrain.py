@@ -211,7 +211,9 @@ def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path,
     parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
     asked = watched(worker, "retrain/local", *parameters)
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
-    assert "validation accuracy" in worker.log.read_text(), "the training's progress is in the flow run's log"
+    logs = worker.log.read_text()
+    assert "validation accuracy" in logs, "the training's progress is in the flow run's log"
+    assert "on this machine alone" not in logs, "the server lends the lock of promotions, which was deployed"
 
     target = tmp_path / "out.parquet"
     asked = watched(worker, "batch-predict/local", f"source={image_folder}", f"target={target}")
