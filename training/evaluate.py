@@ -7,6 +7,7 @@ from serving.model.errors import UserError
 from serving.model.precision import chosen
 from serving.model.predictor import Predictor
 from serving.model.registry import onnx_file
+from serving.model.runtime import providers_for
 from training.config import hydra_command
 from training.data.split import load_data
 from training.pages.page import write_whole
@@ -21,7 +22,9 @@ log = logging.getLogger(__name__)
 
 def main(settings: EvaluateSettings) -> None:
     """Scores the model on the test pictures and writes the report."""
-    predictor = Predictor(onnx_file(settings.model_uri, state_dir()), precision=chosen())
+    precision = chosen()
+    file = onnx_file(settings.model_uri, state_dir())
+    predictor = Predictor(file, providers=providers_for(precision), precision=precision)
     data = load_data(settings.data, settings.seed, predictor.metadata.decoding, for_training=False)
     log.info("%s", data.table())
     if unknown := [name for name in data.classes if name not in predictor.classes]:

@@ -15,7 +15,7 @@ from serving.model.errors import ModelError, NotAllowed, UserError, is_out_of_me
 from serving.model.pictures.decoding import opened, pixels_of
 from serving.model.pictures.memory import LARGE, LargePicture
 from serving.model.precision import Choice, Precision
-from serving.model.runtime import CPU, Runtime, is_for, obstacle, open_file
+from serving.model.runtime import CPU, Runtime, is_for, obstacle, open_file, providers_for
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Predictor:
             INT8 itself runs as such.
 
     Attributes:
-        lacks: what would be quicker, was asked for by `auto`, and is not to be had here, each with its reason.
+        lacks: what is quicker and chosen, but not to be had here, each with its reason.
 
     Raises:
         UserError: nothing here has the precision, or ONNX Runtime has none of the providers.
@@ -48,13 +48,14 @@ class Predictor:
         self._path = path
         self.lacks: list[str] = []
         try:
-            # ONNX Runtime opens every file, whatever its precision: the last resort, and what the file says of itself.
-            exact = open_file(path, providers=providers)
-            own = Metadata.from_properties(exact.properties).own_precision
-            if precision == own == "fp32":
-                self._use(exact, own)
+            # ONNX Runtime opens every file, whatever its precision: this is how it says what it is.
+            opened = open_file(path, providers=providers)
+            about, units = Metadata.from_properties(opened.properties), opened.units
+            if precision == about.own_precision == "fp32":
+                self._use(opened, "fp32")
             else:
-                self._use_best(exact, precision, providers)
+                del opened  # another one takes its memory
+                self._use_best(about, precision, providers, units)
         except UserError:
             raise
         except Exception as error:  # a runtime raises a kind of its own for every way a file can be wrong
@@ -72,35 +73,42 @@ class Predictor:
         self.metadata = Metadata.from_properties(runtime.properties)
         self._self_test()
 
-    def _use_best(self, exact: Runtime, choice: Choice, providers: Sequence[str]) -> None:
-        """Takes the quickest runtime and precision that are chosen, allowed and here."""
-        about = Metadata.from_properties(exact.properties)
+    def _use_best(self, about: Metadata, choice: Choice, providers: Sequence[str], units: Sequence[str]) -> None:
+        """Takes the quickest runtime and precision that are chosen, allowed and here: `units` are what computes."""
         own = about.own_precision
         if own != "fp32":
             if choice not in ("fp32", "auto", own):
                 raise ModelError(f"{self._path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
             choice = own
+        broken = False
         for said in sorted(about.measured, key=lambda said: -said.speed):
-            pays = said.speed > 1 and is_for(said.precision, providers)
+            pays = said.speed > 1 and is_for(said.precision, units)
             if not said.allowed or not (said.precision == choice or (choice == "auto" and pays)):
                 continue
-            try:
-                if reason := obstacle(said.precision, said.runtime, providers):
-                    raise UserError(reason)
+            if not (reason := obstacle(said.precision, said.runtime, units)):
                 file = self._path if own == said.precision else file_for(self._path, said.precision)
-                runtime = open_file(file, said.precision, said.runtime, providers)
-                if Metadata.from_properties(runtime.properties).mlflow_run_id != about.mlflow_run_id:
-                    raise ModelError(f"{file} is not of the same run as {self._path}")
-                return self._use(runtime, said.precision)
-            except Exception as error:
-                self.lacks.append(f"{said.precision} in {said.runtime}: {' '.join(str(error).split()):.200}")
-        if choice in ("auto", own):
-            return self._use(exact, own)
+                try:
+                    runtime = open_file(file, said.precision, said.runtime, providers)
+                    if Metadata.from_properties(runtime.properties).mlflow_run_id != about.mlflow_run_id:
+                        raise ModelError(f"{file} is not of the same run as {self._path}")
+                    return self._use(runtime, said.precision)
+                except Exception as error:
+                    broken = type(error) is not UserError
+                    reason = " ".join(str(error).split())[-200:]  # OpenVINO says where it happened, then what
+            self.lacks.append(f"{said.precision} in {said.runtime}: {reason}")
+        refused = [said for said in about.measured if said.precision == choice and not said.allowed]
+        if choice in ("auto", own) and "onnxruntime" not in [said.runtime for said in refused]:
+            if own != "fp32" and (reason := obstacle(own, "onnxruntime", providers_for(own))):
+                raise UserError(f"{self._path} can't be served here: {reason}")
+            return self._use(open_file(self._path, own, providers=providers), own)
         if self.lacks:
-            reason = f"{self.lacks[0]}\nChoose another, or auto."
-            raise UserError(f"SERVING_PRECISION={choice} is not to be had here: {reason}")
-        found = [f"{said.accuracy:.2%} in {said.runtime}" for said in about.measured if said.precision == choice]
-        reason = f"its accuracy is {' and '.join(found)}" if found else "it was not measured when it was exported"
+            kind = ModelError if broken else UserError
+            raise kind(f"SERVING_PRECISION={choice} is not to be had here: {self.lacks[0]}\nChoose another, or auto.")
+        reason = "it was not measured when it was exported"
+        if refused:
+            found = " and ".join(f"{said.accuracy:.2%} in {said.runtime}" for said in refused)
+            exact = f", in fp32 {about.test['accuracy']:.2%}" if own == "fp32" and "accuracy" in about.test else ""
+            reason = f"its accuracy is {found}{exact}, which is less than export.int8_loss or export.half_loss allows"
         raise NotAllowed(f"{self._path} does not allow SERVING_PRECISION={choice}: {reason}; choose another, or auto")
 
     @property

@@ -1,5 +1,6 @@
 """What runs an ONNX file: ONNX Runtime, or OpenVINO for a CPU's bf16 and INT8 units. No other file knows of them."""
 
+import platform
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from serving.model.contract import INPUT, OUTPUT
 from serving.model.cpus import cpus
 from serving.model.errors import UserError
 from serving.model.pictures.memory import LARGE
-from serving.model.precision import Precision
+from serving.model.precision import Choice, Precision
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -61,7 +62,7 @@ def open_file(
     return opened
 
 
-def providers_for(precision: Precision) -> Sequence[str]:
+def providers_for(precision: Choice) -> Sequence[str]:
     """ONNX Runtime's providers that a precision is measured with."""
     return (CUDA, CPU) if precision == "fp16" else (CPU,)
 
@@ -78,6 +79,8 @@ def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU
         return f"{precision} is for {device}, and SERVING_PROVIDERS begins with {first} here; set it to {right}"
     if runtime == "openvino" and not has_openvino():
         return "the package openvino is not installed"
+    if precision == "int8" and not _adds_8_bit_products_exactly():
+        return "this CPU has no VNNI, without which sums of 8-bit products are cut off and many answers change"
     if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "this CPU does not compute in bf16"
     return ""
@@ -86,6 +89,14 @@ def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU
 def runtimes(precision: Precision) -> list[str]:
     """The runtimes on this machine that have a precision beside float32, the quickest first."""
     return [runtime for runtime in RUNTIMES[precision] if not obstacle(precision, runtime, providers_for(precision))]
+
+
+@cache
+def _adds_8_bit_products_exactly() -> bool:
+    """x86's older instructions add two such products in 16 bits; other CPUs have no such limit."""
+    if platform.machine() != "x86_64":
+        return True
+    return bool({"avx512_vnni", "avx_vnni"} & set(Path("/proc/cpuinfo").read_text().split()))
 
 
 @cache
@@ -166,20 +177,23 @@ class OpenVino:
         return _core().compile_model(self._model, "CPU", properties)
 
     def run(self, images: np.ndarray, *, all_cores: bool) -> np.ndarray:
-        if images[..., 0].size > LARGE:
+        pixels = images.shape[1] * images.shape[2]
+        if pixels > LARGE:
             # It would keep for good what the largest picture needs. Such are rare: very long ones, since others are
             # decoded to a fraction of their size.
-            request = self._compiled(streams=1).create_infer_request()
+            request, at_once = self._compiled(streams=1).create_infer_request(), 1
         else:
             kind = "all" if all_cores else "one"
             if not hasattr(self._local, kind):
                 model = self._on_all_cores if all_cores else self._on_one_core
                 setattr(self._local, kind, model.create_infer_request())
-            request = getattr(self._local, kind)
-        # The answer is a copy: the request's own memory holds the next one soon.
-        answers = request.infer({INPUT: images}, share_inputs=True, share_outputs=False)
-        probabilities: np.ndarray = answers[OUTPUT]
-        return probabilities
+            request, at_once = getattr(self._local, kind), LARGE // pixels
+        # The answers are copies: the request's own memory holds the next ones soon.
+        answers = [
+            request.infer({INPUT: images[start : start + at_once]}, share_inputs=True, share_outputs=False)[OUTPUT]
+            for start in range(0, len(images), at_once)
+        ]
+        return np.concatenate(answers)
 
 
 @cache

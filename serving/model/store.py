@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.model import registry
 from serving.model.errors import ModelError, NoRegistry, NotAllowed, RegistryError, UserError, causes
+from serving.model.pictures.memory import give_freed_memory_back
 from serving.model.precision import Choice
 from serving.model.predictor import Predictor
 
@@ -32,6 +33,7 @@ class ModelStore:
         self._state_dir = state_dir
         self._providers = providers
         self._precision = precision
+        give_freed_memory_back()  # before there is a model, whose loading frees much
         self._directory = state_dir / "serving" / model.removeprefix(registry.SCHEME)
         self.registered = model.startswith(registry.SCHEME)
         # An alias may name another version tomorrow; a file or a version stays what it is.

@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.model.cpus import batches, cpus
 from serving.model.errors import PictureError
-from serving.model.pictures.memory import LARGE, LargePicture, PixelMemory, give_freed_memory_back
+from serving.model.pictures.memory import LARGE, LargePicture, PixelMemory
 from serving.model.predictor import Answer, Predictor
 from serving.online import metrics
 from serving.online.errors import Refusal
@@ -107,7 +107,6 @@ class Batcher:
         self._settings = settings
         self._admitted = 0
         self._runs = 0
-        give_freed_memory_back()
         self._memory = PixelMemory(settings.max_pixel_bytes)
         self._queue, self._large = _Queue(), _Queue()
         self._pool = ThreadPoolExecutor(batches(), "model")

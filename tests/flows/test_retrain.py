@@ -143,7 +143,7 @@ def test_what_is_finished_is_found_with_its_version(
     assert ask() == ("1", 1)
     assert ask() == ("1", 0)
     assert candidates()[0]["remark"].startswith("finished before")
-    assert ask("export.bf16_loss=1.0") == ("2", 1), "it is exported by other settings"
+    assert ask("export.half_loss=1.0") == ("2", 1), "it is exported by other settings"
     assert ask(force=True) == ("3", 1)
     (repository / "changed").touch()
     assert ask() == ("4", 1), "the changes may be to the program"

@@ -23,7 +23,7 @@ from serving.model.errors import ModelError, UserError
 from serving.model.precision import Precision
 from serving.model.predictor import file_for
 from serving.model.registry import named_error
-from serving.model.runtime import providers_for, runtimes
+from serving.model.runtime import obstacle, providers_for, runtimes
 from training import tracking
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
@@ -99,7 +99,9 @@ def _other_precisions(
     measured = [said for said, _ in measure(path, path, "bf16", exact, data, settings.half_loss)]
     files = {}
     ways: dict[Precision, tuple[float, list[Callable[[Path], None]]]] = {}
-    if settings.quantize == "int8":
+    if settings.quantize == "int8" and (reason := obstacle("int8", "onnxruntime")):
+        log.warning("there is no file in int8: %s", reason)
+    elif settings.quantize == "int8":
         layers = (0, FIRST_LAYERS)  # that stay in float32: none, if that is good enough
         write = [partial(quantize_int8, path, pictures=data.train, exact_layers=number) for number in layers]
         ways["int8"] = settings.int8_loss, [*write]
@@ -107,9 +109,14 @@ def _other_precisions(
         ways["fp16"] = settings.half_loss, [partial(convert_to_fp16, path)]
     for precision, (largest_loss, writers) in ways.items():
         file = file_for(path, precision)
+        found: list[tuple[Measured, np.ndarray]] = []
         for write_to in writers:
-            write_to(file)
-            found = measure(path, file, precision, exact, data, largest_loss)
+            try:
+                write_to(file)
+                found = measure(path, file, precision, exact, data, largest_loss)
+            except Exception:  # a layer that it does not know, say: the version is as good without it
+                log.exception("there is no file in %s", precision)
+                break
             if allowed := [probabilities for said, probabilities in found if said.allowed]:
                 files[file] = allowed[0]
                 break

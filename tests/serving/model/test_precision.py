@@ -211,16 +211,42 @@ def test_damaged_files_are_answered_or_have_a_reason(version: Path, precision: s
 
 @pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
 def test_the_memory_of_a_large_picture_comes_back(version: Path) -> None:
-    """A long one, which is decoded at its full size; the model's own copies of it are four times as large."""
+    """One that is not decoded to a fraction of its size."""
     runtime = open_file(version, "bf16", "openvino")
     memory = psutil.Process().memory_info
     for all_cores in (False, True):
         runtime.run(np.zeros((1, 40, 40, 3), np.uint8), all_cores=all_cores)
-    long = np.zeros((1, 64, 700_000, 3), np.uint8)
+    large = np.zeros((1, 5000, 5000, 3), np.uint8)
     before = memory().rss
     for all_cores in (False, True):
-        runtime.run(long, all_cores=all_cores)
+        runtime.run(large, all_cores=all_cores)
     assert memory().rss < before + 100e6
+
+
+@pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")
+def test_many_pictures_at_once_are_no_large_picture(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of ordinary photos runs in parts, in what was compiled at the start."""
+    runtime = open_file(version, "bf16", "openvino")
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 375, 500, 3), np.uint8)
+    alone = [runtime.run(picture[None], all_cores=True)[0] for picture in pictures]
+    compiled = []
+    monkeypatch.setattr(runtime, "_compiled", lambda streams: compiled.append(streams))
+    np.testing.assert_allclose(runtime.run(pictures, all_cores=True), alone, atol=1e-3)
+    assert not compiled
+
+
+def test_a_file_that_is_broken_is_the_versions_fault(version: Path, tmp_path: Path) -> None:
+    """So a running service keeps the old one, and a copy that was kept is fetched again."""
+    file = edited(version, tmp_path, preferring("int8"))
+    file_for(file, "int8").write_bytes(file_for(version, "int8").read_bytes()[:1000])
+    assert_raises_in_words(ModelError, lambda: Predictor(file, precision="int8"), "SERVING_PRECISION=int8")
+
+
+def test_int8_is_for_cpus_that_add_its_products_exactly(version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.model.runtime._adds_8_bit_products_exactly", lambda: False)
+    assert runtimes("int8") == []
+    assert_raises_in_words(UserError, lambda: Predictor(version, precision="int8"), "VNNI")
+    assert_raises_in_words(UserError, lambda: Predictor(file_for(version, "int8")), "VNNI")
 
 
 def test_files_of_two_versions_are_not_mixed(version: Path, tmp_path: Path) -> None:
