@@ -147,7 +147,7 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
     (weekly,) = deployment["schedules"]
     assert (weekly["schedule"]["cron"], weekly["active"]) == ("0 3 * * 1", True)
     # Far more often than a run takes.
-    often = {"schedule": {"interval": 10}, "active": True, "parameters": TINY_PARAMETERS}
+    often = {"schedule": {"interval": 10}, "active": True, "parameters": {**TINY_PARAMETERS, "force": True}}
     url = f"/deployments/{deployment['id']}/schedules"
     (schedule,) = stack.prefect.post(url, json=[often]).raise_for_status().json()
     run = FlowRun(stack.environment["PREFECT_API_URL"], first_at_work(stack, "retrain/weekly"), stack.worker)

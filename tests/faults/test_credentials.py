@@ -20,11 +20,11 @@ PASSWORD = "s3cret@of/ann"
 IN_ADDRESSES = "ann:s3cret%40of%2Fann@"
 TRACES = (b"s3cret", base64.b64encode(f"ann:{PASSWORD}".encode()).rstrip(b"="))
 FAILING_FLOW = """
-from flows.retrain import choose_best
+from flows.retrain import rank
 from prefect import flow
 @flow
 def failing():
-    choose_best.with_options(retries=0)(["run"])
+    rank.with_options(retries=0)({"model": "run"})
 failing()
 """
 

@@ -208,7 +208,13 @@ def watched(worker: Server, deployment: str, *parameters: str) -> subprocess.Com
 
 def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path, image_folder: Path) -> None:
     overrides = json.dumps(TINY_OVERRIDES)
-    parameters = ['models=["efficientnet_lite0"]', "experiment=quick", "data=digits", f"overrides={overrides}"]
+    parameters = [
+        'models=["efficientnet_lite0"]',
+        "experiment=quick",
+        "data=digits",
+        f"overrides={overrides}",
+        "force=true",
+    ]
     asked = watched(worker, "retrain/local", *parameters)
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
     logs = worker.log.read_text()
