@@ -165,7 +165,7 @@ def log_losses(run_id: str, losses: Mapping[int, float]) -> None:
 
 def history(run_id: str, metric: str) -> dict[int, float]:
     """A metric's values by step."""
-    entries = MlflowClient().get_metric_history(run_id, metric)
+    entries = connect().get_metric_history(run_id, metric)
     return {entry.step: entry.value for entry in sorted(entries, key=lambda entry: (entry.step, entry.timestamp))}
 
 

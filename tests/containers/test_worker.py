@@ -53,7 +53,7 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly", "nightly"]
         deployed = subprocess.run(deploy, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        command = ("python", "-m", "flows.worker", "pool=containers", "type=docker")
+        command = ("prefect", "worker", "start", "--pool", "containers", "--type", "docker")
         worker = Server(directory / "worker.log", *command, environment=environment)
         running.enter_context(worker)
         client = running.enter_context(httpx.Client(base_url=api, timeout=60))
