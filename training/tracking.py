@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -80,7 +80,10 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
     name = settings.model.name
     tags = {"model": name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": run_key}
     values = settings.model_dump(mode="json")
-    with mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run, _killed_when_told_to_stop():
+    with (
+        mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run,
+        when_told_to_stop(lambda: mlflow.end_run("KILLED")),
+    ):
         mlflow.set_tags({**tags, **git_state(), DESCRIPTION: ""})  # which said why it was interrupted
         if not run_id:  # a run that goes on keeps what it was started with
             mlflow.log_params(pandas.json_normalize(values).to_dict("records")[0])
@@ -94,13 +97,14 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
 
 
 @contextmanager
-def _killed_when_told_to_stop() -> Iterator[None]:
+def when_told_to_stop(act: Callable[[], object]) -> Iterator[None]:
+    """Acts where the block is ended by SIGTERM, Ctrl-C or a cancelled flow, and not by an error."""
     try:
         yield
     except Exception:
         raise
     except BaseException:
-        mlflow.end_run("KILLED")
+        act()
         raise
 
 

@@ -122,7 +122,7 @@ def train(settings: TrainSettings) -> str:
     with (
         exclusive_run(settings, run.key),
         tracking.training_run(settings, data, run.key, unfinished) as run_id,
-        told_where_to_go_on(checkpoints, settings.trainer.epochs),
+        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, settings.trainer.epochs)),
     ):
         checkpoints.run_id = run_id
         mlflow.set_tag("processes", trainer.accelerator.num_processes)
@@ -156,20 +156,13 @@ def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evalua
     log_report(run_id, settings, data, evaluation)
 
 
-@contextmanager
-def told_where_to_go_on(checkpoints: Checkpoints, epochs: int) -> Iterator[None]:
-    """Where the program is told to stop, the run's page and the log say from where it can go on."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException:
-        done = checkpoints.last_epoch()
-        where = f"goes on after epoch {done} of {epochs}" if done else "starts anew: no epoch was finished"
-        message = f"Stopped before its end. Asked for again with the same settings, it {where}."
-        log.warning(message)
-        mlflow.set_tag(tracking.DESCRIPTION, message)
-        raise
+def tell_where_to_go_on(checkpoints: Checkpoints, epochs: int) -> None:
+    """Lets the run's page and the log say from where a run that is told to stop can go on."""
+    done = checkpoints.last_epoch()
+    where = f"goes on after epoch {done} of {epochs}" if done else "starts anew: no epoch was finished"
+    message = f"Stopped before its end. Asked for again with the same settings, it {where}."
+    log.warning(message)
+    mlflow.set_tag(tracking.DESCRIPTION, message)
 
 
 @contextmanager

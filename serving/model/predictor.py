@@ -93,7 +93,7 @@ class Predictor:
                         raise ModelError(f"{file} is not of the same run as {self._path}")
                     return self._use(runtime, said.precision)
                 except Exception as error:
-                    broken = type(error) is not UserError
+                    broken = broken or type(error) is not UserError
                     reason = " ".join(str(error).split())[-200:]  # OpenVINO says where it happened, then what
             self.lacks.append(f"{said.precision} in {said.runtime}: {reason}")
         refused = [said for said in about.measured if said.precision == choice and not said.allowed]

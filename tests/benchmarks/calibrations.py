@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization import CalibrationMethod
 from rich.console import Console
 from rich.table import Table
 
@@ -33,29 +31,19 @@ def main(archive: Path, name: str) -> None:
         from training.quality.evaluation import predict
         from training.release.candidate import accuracy_of, load_model
         from training.release.export import export_onnx, onnx_classify
-        from training.release.quantization import ACTIVATIONS, LAYERS, CalibrationBatches, layers_of, speed_ratio
+        from training.release.quantization import quantize_int8, speed_ratio
         from training.train import train
 
         words = ["data=folder", f"data.root={archive}", f"model={name}", "experiment=quick", "data.train_limit=6000"]
         settings = compose(words)
         data = load_data(settings.data, settings.seed, settings.model.decoding)
-        exact_file, prepared, file = (Path(directory) / f"{each}.onnx" for each in ("exact", "prepared", "int8"))
+        exact_file, file = (Path(directory) / f"{each}.onnx" for each in ("exact", "int8"))
         export_onnx(load_model(train(settings)), exact_file)
-        quant_pre_process(exact_file, prepared, skip_symbolic_shape=True)
-        layers = [node.name for node in layers_of(onnx.load(prepared))]
         test, images = data.test.subset(np.arange(0, len(data.test), 2)), next(data.test.batches(256))[1]
         exact = predict(onnx_classify(exact_file), test, "in float32")
 
         def row(ranges: str, pictures: int, first: int, **options: Any) -> None:
-            some = data.train.subset(np.arange(pictures))
-            how = {
-                "quant_format": QuantFormat.QDQ,
-                "op_types_to_quantize": [*LAYERS, *ACTIVATIONS],
-                "per_channel": True,
-            }
-            types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-            left_out = {"nodes_to_exclude": layers[:first]}
-            quantize_static(prepared, file, CalibrationBatches(some), **how, **types, **left_out, **options)
+            quantize_int8(exact_file, file, data.train, first, pictures, **options)
             classify = onnx_classify(file, "int8", runtimes("int8")[0])
             answers = predict(classify, test, f"in INT8, {ranges}")
             lost = 100 * (accuracy_of(exact, test) - accuracy_of(answers, test))

@@ -4,10 +4,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -23,7 +24,14 @@ ACTIVATIONS = ["Relu", "Clip"]
 FIRST_LAYERS = 3
 
 
-def quantize_int8(source: Path, target: Path, pictures: Pictures, exact_layers: int = 0) -> None:
+def quantize_int8(
+    source: Path,
+    target: Path,
+    pictures: Pictures,
+    exact_layers: int = 0,
+    at_most: int = CALIBRATION_PICTURES,
+    **calibration: Any,
+) -> None:
     """Writes `source` with INT8 layers to `target`: static, per channel, in QDQ format.
 
     Preprocessing and softmax stay in float32, and so do the file's inputs, outputs and metadata. The first of the
@@ -31,26 +39,28 @@ def quantize_int8(source: Path, target: Path, pictures: Pictures, exact_layers: 
 
     Args:
         exact_layers: how many of the first layers with weights stay in float32.
+        at_most: how many pictures count.
+        calibration: how `quantize_static` finds the ranges; by default the smallest and the largest value count.
     """
-    some = pictures.subset(np.arange(min(CALIBRATION_PICTURES, len(pictures))))
+    some = pictures.subset(np.arange(min(at_most, len(pictures))))
     with tempfile.TemporaryDirectory() as directory:
         prepared = Path(directory) / source.name
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             target,
-            CalibrationBatches(some),
+            _Batches(some),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in layers_of(onnx.load(prepared))[:exact_layers]],
+            nodes_to_exclude=[node.name for node in _layers(onnx.load(prepared))[:exact_layers]],
+            **calibration,
         )
 
 
-def layers_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def _layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The layers with weights, in order."""
     weights = {each.name for each in model.graph.initializer}
     return [node for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
@@ -60,12 +70,12 @@ def convert_to_fp16(source: Path, target: Path) -> None:
     """Writes `source` with layers in fp16, for GPUs, to `target`; preprocessing and softmax stay in float32."""
     model = onnx.load(source)
     names = [node.name for node in model.graph.node]
-    first = names.index(layers_of(model)[0].name)
+    first = names.index(_layers(model)[0].name)
     exact = [*names[:first], names[-1]]
     onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=exact), target)
 
 
-class CalibrationBatches(CalibrationDataReader):
+class _Batches(CalibrationDataReader):
     """Pictures as the calibration reads them: eight at a time, since it keeps all that a network computes of them."""
 
     def __init__(self, pictures: Pictures) -> None:

@@ -107,6 +107,18 @@ def test_the_same_answers_online_offline_and_in_evaluation(
 
 
 @pytest.mark.parametrize("precision", QUICK)
+def test_evaluation_follows_the_setting(
+    version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setenv("SERVING_PRECISION", precision)
+    report = tmp_path / "report.html"
+    data = ["data=digits", "data.train_limit=320", "data.test_limit=200"]
+    words = [f"model_uri={version}", f"report={report}", *data]
+    assert run_module("training.evaluate", *words).returncode == 0
+    assert f"in {precision}, trained on digits" in report.read_text()
+
+
+@pytest.mark.parametrize("precision", QUICK)
 def test_what_was_not_measured_or_loses_too_much_is_refused(version: Path, tmp_path: Path, precision: str) -> None:
     """In words with an explicit setting; auto takes the next best."""
 

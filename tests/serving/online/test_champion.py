@@ -5,6 +5,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -68,6 +69,27 @@ def for_pictures_of_the_self_test_alone(trained: Trained) -> onnx.ModelProto:
     return model
 
 
+@contextmanager
+def under_load(client: httpx.Client) -> Iterator[list[httpx.Response]]:
+    """Four clients ask about a picture until the block ends; their answers, as they come."""
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(client.post("/classify", files={"image": png()}))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def version(client: httpx.Client) -> str:
     return str(client.get("/model").raise_for_status().json()["version"])
 
@@ -80,28 +102,14 @@ def test_a_new_champion_is_taken_without_losing_a_request(
     in_process: InProcess, trained: Trained, own_registry: Path
 ) -> None:
     with in_process(model=champion_uri(), poll_seconds=0.2) as client:
-        answers: list[httpx.Response] = []
-        stop = threading.Event()
         taken = changes(client, "taken")
-
-        def ask() -> None:
-            while not stop.is_set():
-                answers.append(client.post("/classify", files={"image": png()}))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
+        with under_load(client) as answers:
             first = version(client)
             assert first == trained.version
             second = promote(trained)
             wait_until(lambda: version(client) == second)
             enough = len(answers) + 20
             wait_until(lambda: len(answers) > enough)
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["model"]["version"] for answer in answers} == {first, second}
         assert metric(client, "classifier_model_info", version=second) == 1
@@ -170,27 +178,13 @@ def test_auto_follows_what_each_version_allows(in_process: InProcess, trained: T
     """Under load: each answer says the precision of the version that gave it."""
     allowed = {promote(trained, with_bf16(trained, allowed=True)): "bf16"}
     with in_process(model=champion_uri(), poll_seconds=0.2, precision="auto") as client:
-        answers: list[httpx.Response] = []
-        stop = threading.Event()
-
-        def ask() -> None:
-            while not stop.is_set():
-                answers.append(client.post("/classify", files={"image": png()}))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
+        with under_load(client) as answers:
             for precision in ("fp32", "bf16"):
                 new = promote(trained, with_bf16(trained, allowed=precision == "bf16"))
                 allowed[new] = precision
                 wait_until(lambda new=new: version(client) == new)  # type: ignore[misc]
                 enough = len(answers) + 20
                 wait_until(lambda enough=enough: len(answers) > enough)  # type: ignore[misc]
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
         assert {answer.status_code for answer in answers} == {200}
         models = [answer.json()["model"] for answer in answers]
         assert {(model["version"], model["precision"]) for model in models} == allowed.items()
