@@ -13,7 +13,15 @@ import pytest
 from serving.model.registry import CHAMPION, DEFAULT_NAME
 from tests.helpers.containers import READ_ONLY, STORE, Images, podman
 from tests.helpers.pictures import png
-from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Server, mlflow_server, prefect_server, shell_environment
+from tests.helpers.servers import (
+    SECONDS_TO_RUN,
+    FlowRun,
+    Server,
+    mlflow_server,
+    prefect_client,
+    prefect_server,
+    shell_environment,
+)
 from tests.helpers.state import ROOT, TINY_PARAMETERS
 from tests.helpers.waiting import free_port, wait_until
 
@@ -56,7 +64,7 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         command = ("prefect", "worker", "start", "--pool", "containers", "--type", "docker")
         worker = Server(directory / "worker.log", *command, environment=environment)
         running.enter_context(worker)
-        client = running.enter_context(httpx.Client(base_url=api, timeout=60))
+        client = running.enter_context(prefect_client(api))
         yield Stack(environment, client, tracking, worker)
     podman("rm", "--all", "--force", "--volumes")
     podman("volume", "rm", "--force", "cifar10-classifier-state")
@@ -68,7 +76,7 @@ def flow_runs(stack: Stack, deployment: str) -> dict[str, list[dict[str, Any]]]:
     flow = deployment.partition("/")[0]
     query = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [name]}}}
     runs: dict[str, list[dict[str, Any]]] = {}
-    for run in stack.prefect.post("/flow_runs/filter", json=query).raise_for_status().json():
+    for run in stack.prefect.post("/flow_runs/filter", json=query).json():
         runs.setdefault(run["state_type"], []).append(run)
     return runs
 
@@ -149,11 +157,11 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
     # Far more often than a run takes.
     often = {"schedule": {"interval": 10}, "active": True, "parameters": {**TINY_PARAMETERS, "force": True}}
     url = f"/deployments/{deployment['id']}/schedules"
-    (schedule,) = stack.prefect.post(url, json=[often]).raise_for_status().json()
+    (schedule,) = stack.prefect.post(url, json=[often]).json()
     run = FlowRun(stack.environment["PREFECT_API_URL"], first_at_work(stack, "retrain/weekly"), stack.worker)
     run.ends("COMPLETED")
     cancelled = flow_runs(stack, "retrain/weekly").get("CANCELLED", [])
-    stack.prefect.delete(f"{url}/{schedule['id']}").raise_for_status()
+    stack.prefect.delete(f"{url}/{schedule['id']}")
     assert run.record["auto_scheduled"]
     assert cancelled, "what was due while the run was at work is left out"
     versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{DEFAULT_NAME}'")

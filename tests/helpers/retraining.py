@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-
-from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, running_stack
+from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, prefect_client, running_stack
 from tests.helpers.state import TINY_OVERRIDES, TINY_PARAMETERS
 from tests.helpers.waiting import wait_until
 
@@ -15,11 +13,11 @@ from tests.helpers.waiting import wait_until
 def hurried_stack(directory: Path) -> Iterator[Stack]:
     """Four minutes of silence are long for a test: two and a half, which outlast an outage, are enough here."""
     with running_stack(directory) as stack:
-        url = f"{stack.environment['PREFECT_API_URL']}/automations"
-        (automation,) = httpx.post(f"{url}/filter", json={}, timeout=60).raise_for_status().json()
+        api = prefect_client(stack.environment["PREFECT_API_URL"])
+        (automation,) = api.post("automations/filter", json={}).json()
         automation["trigger"]["within"] = 150
         known = ("name", "description", "enabled", "trigger", "actions")
-        httpx.put(f"{url}/{automation['id']}", json={key: automation[key] for key in known}).raise_for_status()
+        api.put(f"automations/{automation['id']}", json={key: automation[key] for key in known})
         yield stack
 
 

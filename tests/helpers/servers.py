@@ -19,6 +19,7 @@ import boto3
 import httpx
 import psutil
 import pytest
+from prefect.client.base import PrefectHttpxSyncClient
 
 from tests.helpers.state import ROOT
 from tests.helpers.waiting import free_port, wait_until
@@ -48,7 +49,12 @@ class Server:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
-        wait_until(self.ready)
+        wait_until(self._runs_and_is_ready)
+
+    def _runs_and_is_ready(self) -> bool:
+        assert self.process
+        assert self.process.poll() is None, f"{self.log.name}:\n{self.log.read_text()[-5000:]}"
+        return self.ready()
 
     def stop(self) -> None:
         """As somebody does it who asks politely, and waits until it is over."""
@@ -81,6 +87,11 @@ def shell_environment(directory: Path) -> dict[str, str]:
     """This process's environment with the checkout's programs first, and Prefect's files in `directory`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PREFECT_HOME": str(directory / "prefect")}
+
+
+def prefect_client(api: str) -> httpx.Client:
+    """Asks again, as all of Prefect's own clients do, where the server answers that its database is busy (503)."""
+    return PrefectHttpxSyncClient(base_url=api, timeout=60)
 
 
 def prefect_server(directory: Path, environment: Mapping[str, str], port: int) -> Server:
@@ -160,7 +171,8 @@ class FlowRun:
         assert self.record["state_type"] == state, f"{self.log}\n{self.worker.log.read_text()[-5000:]}"
 
     def _api(self, method: str, path: str, **body: Any) -> Any:
-        return httpx.request(method, f"{self.api}/{path}", timeout=60, **body).raise_for_status().json()
+        with prefect_client(self.api) as client:
+            return client.request(method, path, **body).json()
 
 
 def mlflow_server(directory: Path, environment: Mapping[str, str], port: int, store: str, artifacts: str) -> Server:

@@ -1,6 +1,7 @@
 """Ports, and waiting for what comes about."""
 
 import contextlib
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -9,10 +10,11 @@ import httpx
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the kernel gives to connections: nobody takes it while a server that had it is started again."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
