@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.worker import SECONDS_TO_STOP
+from infra.worker import SECONDS_TO_STOP
 from serving.online import metrics
 from tests.helpers.state import ROOT
 

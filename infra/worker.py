@@ -26,7 +26,7 @@ from prefect_docker.worker import DockerWorker
 
 from flows.arguments import run_command
 
-EXAMPLE = "python -m flows.worker pool=local type=process"
+EXAMPLE = "python -m infra.worker pool=local type=process"
 WORKERS: dict[str, type[BaseWorker]] = {"process": ProcessWorker, "docker": DockerWorker}
 # The state of a run that somebody is at work on, or was.
 AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
