@@ -65,9 +65,12 @@ class Server:
     def kill(self) -> None:
         """As a power failure does it, with all that it has started."""
         if self.process:
+            members = processes_of_group(self.process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            # What make has started holds its port for a moment longer than make lives.
+            psutil.wait_procs(members, timeout=30)
 
     def __enter__(self) -> "Server":
         self.start()
@@ -77,6 +80,15 @@ class Server:
         if cause:
             print(f"{self.log.name}:\n{self.log.read_text()[-5000:]}")
         self.kill()
+
+
+def processes_of_group(group: int) -> list[psutil.Process]:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                members.append(process)
+    return members
 
 
 def answers(url: str) -> Callable[[], bool]:
