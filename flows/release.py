@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.arguments import run_command
+from flows.failures import cancellable
 from flows.rollback import lock_everywhere
 from serving.model.registry import registered_name
 from training.release import registry
@@ -22,6 +23,7 @@ def let_through(name: str = "") -> None:
 
 
 @flow(name="release")
+@cancellable
 def release(name: str = "") -> str:
     """Lets promotions through again that a rollback holds; returns a sentence about it.
 

@@ -80,6 +80,19 @@ def test_what_is_being_trained_is_not_trained_twice_at_once(tmp_path: Path) -> N
             train(settings)
 
 
+def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    settings = compose([*TINY, f"model.weights={weights}"])
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
+    keys = []
+    for content in (b"today's", b"tomorrow's", b"today's"):
+        weights.write_bytes(content)
+        keys.append(run_key(settings, data))
+    assert keys[0] == keys[2]
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training.train", *TINY, "trainer.epochs=100000"]
