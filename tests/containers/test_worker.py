@@ -1,6 +1,7 @@
 """Retraining in containers: Prefect's worker on the engine's socket, an MLflow server, and the service beside them."""
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,12 +18,12 @@ from tests.helpers.servers import (
     SECONDS_TO_RUN,
     FlowRun,
     Server,
+    answers,
     mlflow_server,
     prefect_client,
-    prefect_server,
     shell_environment,
 )
-from tests.helpers.state import ROOT, TINY_PARAMETERS
+from tests.helpers.state import ROOT, TINY_OVERRIDES, TINY_PARAMETERS
 from tests.helpers.waiting import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -32,9 +33,28 @@ class Stack(NamedTuple):
     """The environment of a shell on this machine, its servers, and the worker."""
 
     environment: dict[str, str]
+    server: Server
     prefect: httpx.Client
     mlflow: str
     worker: Server
+
+
+PREFECT = "prefect-server"
+
+
+def prefect_container(log: Path, environment: Mapping[str, str], image: str, port: int) -> Server:
+    """Prefect's server as infra/compose.yaml starts it, but for its database, which is a file in its volume."""
+    settings = {
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": "/tmp/ui",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "30",
+    }
+    command = ("podman", "run", "--rm", f"--name={PREFECT}", *READ_ONLY, "--tmpfs=/tmp", "--network=host")
+    volume = "--volume=cifar10-classifier-prefect:/state"
+    given = [f"--env={name}={value}" for name, value in settings.items()]
+    serve = (image, "prefect", "server", "start", "--host=127.0.0.1", f"--port={port}")
+    ready = answers(f"http://127.0.0.1:{port}/api/health")
+    return Server(log, *command, volume, *given, *serve, environment=environment, ready=ready)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +66,14 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     socket = f"unix://{STORE}/podman.sock"
     environment = {
         **shell_environment(directory),
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
         "CONTAINER_NETWORK": "host",
         "CONTAINER_RUNTIME": "",
     }
     with contextlib.ExitStack() as running:
         engine = ("podman", "system", "service", "--time=0", socket)
         running.enter_context(Server(directory / "engine.log", *engine, environment=environment))
-        running.enter_context(prefect_server(directory, environment, prefect_port))
+        server = prefect_container(directory / "prefect.log", environment, images.train, prefect_port)
+        running.enter_context(server)
         store, artifacts = f"sqlite:///{directory}/mlflow.db", str(directory / "artifacts")
         running.enter_context(mlflow_server(directory, environment, mlflow_port, store, artifacts))
         environment |= {"PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking, "DOCKER_HOST": socket}
@@ -61,13 +81,13 @@ def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         deploy = ["infra/deploy.sh", "containers", "docker", "container", "weekly", "nightly"]
         deployed = subprocess.run(deploy, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-        command = ("prefect", "worker", "start", "--pool", "containers", "--type", "docker")
+        command = ("python", "-m", "infra.worker", "pool=containers", "type=docker")
         worker = Server(directory / "worker.log", *command, environment=environment)
         running.enter_context(worker)
         client = running.enter_context(prefect_client(api))
-        yield Stack(environment, client, tracking, worker)
+        yield Stack(environment, server, client, tracking, worker)
     podman("rm", "--all", "--force", "--volumes")
-    podman("volume", "rm", "--force", "cifar10-classifier-state")
+    podman("volume", "rm", "--force", "cifar10-classifier-state", "cifar10-classifier-prefect")
 
 
 def flow_runs(stack: Stack, deployment: str) -> dict[str, list[dict[str, Any]]]:
@@ -166,3 +186,24 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
     assert cancelled, "what was due while the run was at work is left out"
     versions = mlflow.MlflowClient(stack.mlflow).search_model_versions(f"name = '{DEFAULT_NAME}'")
     assert len(versions) == 2
+
+
+def test_a_run_outlives_a_server_whose_container_is_made_anew(stack: Stack) -> None:
+    for_hours = {**TINY_PARAMETERS, "overrides": [*TINY_OVERRIDES, "trainer.epochs=100000"]}
+    run = ask(stack, "retrain/container", for_hours)
+    run.reaches("RUNNING")
+    podman("rm", "--force", "--time=0", PREFECT)
+    assert stack.server.process
+    stack.server.process.wait()
+    stack.server.start()
+    for _ in range(2):
+        renewed_before = leases()
+        wait_until(lambda before=renewed_before: leases() != before)  # type: ignore[misc]
+    assert run.record["state_type"] == "RUNNING"
+    run.cancel()
+    run.ends("CANCELLED")
+
+
+def leases() -> Any:
+    """When each lease ends, by its id."""
+    return json.loads(podman("exec", PREFECT, "cat", "/state/prefect/concurrency_leases/expirations.json"))

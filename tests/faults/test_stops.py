@@ -1,7 +1,6 @@
 """What runs a retraining is stopped, or dies: the run ends with its reason, and the next one has room."""
 
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -11,7 +10,6 @@ from mlflow.entities import Run
 
 from tests.helpers.retraining import ask, hurried_stack, in_mid_training
 from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack
-from tests.helpers.state import ROOT
 from tests.helpers.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -43,11 +41,6 @@ def waits_for_the_slot(run: FlowRun) -> None:
     wait_until(lambda: run.record["state_name"] == "AwaitingConcurrencySlot", SECONDS_TO_RUN)
 
 
-def cancel(stack: Stack, run: FlowRun) -> None:
-    command = ["prefect", "flow-run", "cancel", run.id]
-    subprocess.run(command, cwd=ROOT, env=stack.environment, check=True, capture_output=True)
-
-
 def test_a_run_keeps_its_slot_over_an_outage_and_can_be_cancelled_after_it(stack: Stack) -> None:
     run = in_mid_training(stack, 11, FOR_HOURS)
     stack.prefect.kill()
@@ -55,7 +48,7 @@ def test_a_run_keeps_its_slot_over_an_outage_and_can_be_cancelled_after_it(stack
     stack.prefect.start()
     following = ask(stack, 12, epochs=1)
     waits_for_the_slot(following)
-    cancel(stack, run)
+    run.cancel()
     run.ends("CANCELLED")
     assert_killed(stack, 11)
     following.ends("COMPLETED")

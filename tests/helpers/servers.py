@@ -163,6 +163,11 @@ class FlowRun:
         (artifact,) = self._api("POST", "artifacts/filter", json=query)
         return artifact["data"]
 
+    def cancel(self) -> None:
+        """As a user does it."""
+        command = ["prefect", "flow-run", "cancel", self.id]
+        subprocess.run(command, cwd=ROOT, env=self.worker.environment, check=True, capture_output=True)
+
     def kill(self) -> None:
         """As a power failure does it; a run is in a process group of its own."""
         for process in psutil.process_iter():
