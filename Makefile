@@ -110,8 +110,11 @@ STACK = $(COMPOSE) -f infra/compose.yaml $(if $(filter gpu,$(DEVICE)),-f infra/c
 RUNS = --filter label=cifar10-classifier=run
 .PHONY: up
 up: export ENGINE_SOCKET ?= $(if $(filter docker,$(ENGINE)),/var/run/docker.sock,/run/podman/podman.sock)
+# podman-compose keeps a container whose image has been built anew; docker compose makes one of the new image.
 up:  ## Start the whole stack in containers; needs make env and make images; DEVICE=gpu
+	@if [[ $(ENGINE) = podman && -n "$$(infra/outdated.sh podman)" ]]; then $(MAKE) --no-print-directory down; fi
 	@$(STACK) up --detach
+	@infra/outdated.sh $(ENGINE) | while read -r name; do echo "still of an older image: $$name"; done
 	@echo "service: http://127.0.0.1:$(PORT)/ui, once there is a champion; Grafana: http://127.0.0.1:$(GRAFANA_PORT)"
 	@echo "MLflow:  http://127.0.0.1:$(MLFLOW_PORT)     Prefect: http://127.0.0.1:$(PREFECT_PORT)"
 	@echo "train one: $(STACK) exec worker prefect deployment run retrain/container --watch"

@@ -1,5 +1,6 @@
 """The stack's files, without an engine: their schema, and what every service owes the others and its machine."""
 
+import os
 import re
 import shutil
 import stat
@@ -8,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from infra.worker import SECONDS_TO_STOP
 from serving.online import metrics
+from tests.helpers.servers import mlflow_server, shell_environment
 from tests.helpers.state import ROOT
+from tests.helpers.waiting import free_port
 
 INFRA = ROOT / "infra"
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -86,6 +90,58 @@ def test_make_down_stops_the_worker_before_all_else(tmp_path: Path) -> None:
     assert (asked[0], asked[-1]) == ("stop", "down")
 
 
+# An engine with two containers of the stack and one of a run, and compose as `podman-compose` does it, which keeps a
+# container of an older build.
+ENGINE = """#!/bin/sh
+cd {directory}
+case "$*" in
+    "ps --all"*) ls stack ;;
+    "ps --quiet"*) ls runs ;;
+    "inspect "*) cat "stack/$4" "runs/$4" 2>/dev/null | sed "s/^/$4 /; s/$/ ours/" ;;
+    "image inspect "*) cat newest ;;
+    "compose "*|*"compose.yaml"*) echo "$*" >> asked ;;
+esac
+case "$*" in
+    *compose*" down") rm -f stack/* ;;
+    *compose*" up --detach") for name in mlflow worker; do {keeps} cp newest "stack/$name"; done ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+def test_make_up_after_a_new_build_leaves_no_container_of_the_old_one(tmp_path: Path, engine: str) -> None:
+    """Done by stand-ins for the engines: what they are asked, and what they are known to do."""
+    keeps = '[ -e "stack/$name" ] ||' if engine == "podman" else ""
+    (tmp_path / "bin").mkdir()
+    for name in ("podman", "podman-compose", "docker"):
+        program = tmp_path / "bin" / name
+        program.write_text(ENGINE.format(directory=tmp_path, keeps=keeps))
+        program.chmod(0o755)
+    for file in ("stack/mlflow", "stack/worker", "runs/red-fox", "newest"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("first\n")
+
+    def make_up() -> tuple[list[str], str]:
+        """What compose was asked to do, and what is said."""
+        (tmp_path / "asked").unlink(missing_ok=True)
+        environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        command = ["make", "up", f"ENGINE={engine}"]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        words = re.findall(r"compose\.yaml +(\w+)", (tmp_path / "asked").read_text())
+        return words, result.stdout
+
+    asked, said = make_up()
+    assert asked == ["up"], "nothing is new: all goes on"
+    assert "older image" not in said
+    (tmp_path / "newest").write_text("second\n")
+    asked, said = make_up()
+    assert {file.read_text() for file in (tmp_path / "stack").iterdir()} == {"second\n"}
+    if engine == "podman":
+        assert (asked[0], asked[-1]) == ("stop", "up"), "the worker cancels its runs first"
+    assert re.findall(r"of an older image: (.+)", said) == ["red-fox"], "a run that is at work"
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A directory in which `make env` may write."""
@@ -116,7 +172,27 @@ def test_make_env_writes_a_random_value_for_every_secret_once(checkout: Path) ->
 
 def test_no_secret_has_a_default() -> None:
     variables = set(re.findall(r"\$\{(\w+):-", (INFRA / "compose.yaml").read_text()))
-    assert variables == {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT", "ENGINE_SOCKET", "MODEL_NAME"}
+    ports = {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT"}
+    assert variables == {*ports, "ENGINE_SOCKET", "MODEL_NAME", "MLFLOW_ALLOWED_HOST"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", "mlflow.example.org"])
+def test_mlflow_answers_under_the_name_that_the_setting_gives_it(name: str, tmp_path: Path) -> None:
+    """And starts without one."""
+    given = SERVICES["mlflow"]["environment"]
+    security = {key: given[key].replace("${MLFLOW_ALLOWED_HOST:-}", name) for key in given if "_SERVER_" in key}
+    port = free_port()
+    environment = {**shell_environment(tmp_path), **security}
+    with mlflow_server(tmp_path, environment, port, f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts")):
+
+        def asked_from_the_page_at(host: str) -> int:
+            headers = {"Host": host, "Origin": f"https://{host}"}
+            url = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/search"
+            return httpx.post(url, json={"max_results": 1}, headers=headers, timeout=60).status_code
+
+        hosts = "mlflow.example.org", f"127.0.0.1:{port}", "other.example.org"
+        assert [asked_from_the_page_at(host) for host in hosts] == [200 if name else 403, 200, 403]
 
 
 def test_the_dashboard_asks_for_metrics_that_the_service_has() -> None:
