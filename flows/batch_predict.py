@@ -11,7 +11,7 @@ from rich.table import Table
 from flows.arguments import run_command
 from flows.failures import RETRIES, cancellable
 from serving.batch.prediction import BatchPrediction, summary
-from serving.model.errors import UserError
+from serving.model.errors import NoPictures, UserError
 from serving.model.pictures.files import open_pictures
 from serving.model.registry import champion_uri
 from serving.model.store import ModelStore
@@ -23,33 +23,42 @@ EXAMPLE = "python -m flows.batch_predict source=pictures.zip target=out.parquet 
 
 # A retry goes on where the last attempt ended.
 @task(task_run_name="predict {source}", **RETRIES)
-def predict(source: Path, target: Path, model: str) -> None:
-    """Writes `target`."""
+def predict(source: Path, target: Path, model: str, may_be_empty: bool) -> bool:
+    """Writes `target`; returns whether there was a picture."""
     if source.resolve() == target.resolve():
         raise UserError(f"target={target} is the source; give another file")
     settings = load_settings(model=model or champion_uri())
-    pictures = open_pictures(source, "source")
+    try:
+        pictures = open_pictures(source, "source")
+    except NoPictures:
+        if may_be_empty:
+            return False
+        raise
     predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
     limits = settings.max_pixels, settings.max_pixel_bytes
     with BatchPrediction(pictures, predictor, target, *limits) as prediction:
         for _ in progress(prediction.run(), "pictures", prediction.rows_left):
             pass
+    return True
 
 
 @flow(name="batch-predict")
 @cancellable
-def batch_predict(source: Path, target: Path, model: str = "") -> list[dict[str, Any]]:
+def batch_predict(source: Path, target: Path, model: str = "", may_be_empty: bool = False) -> list[dict[str, Any]]:
     """Classifies every picture of `source` and writes a row for each to `target`; goes on where it was cut off.
 
     Args:
         source: a folder, a zip or tar archive, or a Parquet file with a column of image files' bytes.
         target: the Parquet file to write; one that is there is replaced when the new one is whole.
         model: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or an ONNX file; empty: the champion of MODEL_NAME.
+        may_be_empty: whether a source that is not there, or holds no file, is no mistake; nothing is written then.
 
     Returns:
-        The summary: a row a class.
+        The summary: a row a class; none without pictures.
     """
-    predict(source, target, model)
+    if not predict(source, target, model, may_be_empty):
+        get_run_logger().info("there are no pictures in %s yet; nothing is written", source)
+        return []
     rows = summary(target)
     create_table_artifact(rows, key="predictions", description=f"{source} in {target}, by class and confidence")
     get_run_logger().info("%s is written", target)
@@ -58,7 +67,8 @@ def batch_predict(source: Path, target: Path, model: str = "") -> list[dict[str,
 
 if __name__ == "__main__":
     rows = run_command(batch_predict, EXAMPLE)
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        Console().print(table)

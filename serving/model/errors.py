@@ -45,6 +45,10 @@ class UserError(WordedError):
     """
 
 
+class NoPictures(UserError):
+    """There is no picture in a source, or there is no source."""
+
+
 class NoRegistry(UserError):
     """There is no registry where the settings say; the first training makes it."""
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from pyarrow import parquet
 
 from flows.batch_predict import batch_predict
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_user_error, run_module
 from tests.helpers.state import Trained
+from tests.helpers.waiting import wait_until
 
 
 @pytest.mark.slow
@@ -30,6 +32,22 @@ def test_it_scores_with_the_champion(prefect_api: None, trained: Trained, image_
     with pytest.raises(UserError, match="is the source"):
         batch_predict(target, target)
     assert target.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_a_source_without_pictures_is_a_mistake_unless_it_may_be_empty(prefect_api: None, tmp_path: Path) -> None:
+    """As `nightly` asks for it, until somebody has put pictures there; no model is needed for that."""
+    empty, target = tmp_path / "empty", tmp_path / "out.parquet"
+    (empty / "folder").mkdir(parents=True)
+    (empty / ".DS_Store").touch()
+    for source in (empty, tmp_path / "missing"):
+        state = batch_predict(source, target, may_be_empty=True, return_state=True)
+        assert state.is_completed()
+        assert not target.exists()
+        with get_client(sync_client=True) as api:
+            said = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+            wait_until(lambda said=said: any("no pictures in" in log.message for log in api.read_logs(said)))
+        assert_user_error(run_module("flows.batch_predict", f"source={source}", f"target={target}"), str(source))
 
 
 @pytest.mark.slow

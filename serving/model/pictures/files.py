@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from serving.model.errors import PictureError, UserError
+from serving.model.errors import NoPictures, PictureError, UserError
 
 # What damaged archives and file systems raise. RuntimeError: a zip file is locked by a password.
 DAMAGE = (
@@ -82,17 +82,18 @@ def open_pictures(path: Path, setting: str) -> Files:
     else:
         pictures = open_files(path, setting)
     if not len(pictures):
-        raise UserError(f"{setting}={path}: there is no file in it")
+        raise NoPictures(f"{setting}={path}: there is no file in it")
     return pictures
 
 
 def open_files(path: Path, setting: str) -> Files:
     """Lists the files of a folder, or of a zip or tar archive; `setting` named the path.
 
-    Raises UserError where it is none of these, or is damaged. A file that can't be read is listed, and says so.
+    Raises NoPictures where there is nothing, and UserError where it is none of these, or is damaged. A file that can't
+    be read is listed, and says so.
     """
     if not path.exists():
-        raise UserError(f"{setting}={path} does not exist; give a folder, or a zip or tar archive")
+        raise NoPictures(f"{setting}={path} does not exist; give a folder, or a zip or tar archive")
     try:
         if path.is_dir():
             return _folder(path)
