@@ -71,7 +71,7 @@ prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 .PHONY: worker
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: .venv/installed  ## Deploy the flows and run what is asked of them; needs make prefect
-	@infra/deploy.sh local process local
+	@infra/deploy.sh local process
 	@$(BIN)/python -m infra.worker pool=local type=process
 
 # pip's settings, where PIP_CONFIG_FILE names them, and this machine's certificates are lent to the build and not kept.

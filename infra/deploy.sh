@@ -1,13 +1,12 @@
 #!/bin/sh
-# Makes a work pool where there is none, and deploys what runs in it: infra/deploy.sh POOL TYPE DEPLOYMENT...
+# Makes a work pool where there is none, and deploys what runs in it: infra/deploy.sh POOL TYPE
 set -eu
 pool=$1 type=$2
-shift 2
 shown=${PREFECT_API_URL:-}
 [ "$type" = process ] || shown="$shown ${MLFLOW_TRACKING_URI:-}"  # which infra/prefect.yaml hands to the containers
 case $shown in *://*@*)
     echo "error: Prefect would show the password in the address PREFECT_API_URL or MLFLOW_TRACKING_URI" >&2
-    echo "Set PREFECT_API_AUTH_STRING=USER:PASSWORD instead, or let the runs ask an MLflow server that needs none." >&2
+    echo "Set PREFECT_API_AUTH_STRING=USER:PASSWORD instead; docs/containers.md says where MLflow's password belongs." >&2
     exit 2 ;;
 esac
 prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create --type "$type" "$pool"
@@ -15,9 +14,4 @@ prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create --
 prefect gcl inspect champion >/dev/null 2>&1 || prefect gcl create champion --limit 1
 prefect automation inspect crash-what-does-not-answer >/dev/null 2>&1 ||
     prefect automation create --from-file infra/automations.yaml
-for name in "$@"; do
-    shift
-    set -- "$@" --name "$name"
-done
-prefect --no-prompt deploy --prefect-file infra/prefect.yaml "$@"
-exec python infra/refuse_unknown.py
+exec python -m infra.deployments pool="$pool"

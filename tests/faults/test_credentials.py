@@ -117,7 +117,7 @@ def waiting(shell: Shell) -> None:
 
 
 def test_a_worker_does_not_start_with_a_password_that_prefect_would_show(shell: Shell) -> None:
-    command = ["infra/deploy.sh", "local", "process", "local"]
+    command = ["infra/deploy.sh", "local", "process"]
     result = subprocess.run(command, cwd=ROOT, env=shell.environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert "PREFECT_API_AUTH_STRING" in result.stderr
