@@ -47,7 +47,8 @@ def test_a_source_without_pictures_is_a_mistake_unless_it_may_be_empty(prefect_a
         with get_client(sync_client=True) as api:
             said = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
             wait_until(lambda said=said: any("no pictures in" in log.message for log in api.read_logs(said)))
-        assert_user_error(run_module("flows.batch_predict", f"source={source}", f"target={target}"), str(source))
+    result = run_module("flows.batch_predict", f"source={empty}", f"target={target}")
+    assert_user_error(result, f"source={empty}", "no file")
 
 
 @pytest.mark.slow
