@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,8 @@ class Cache:
         entry = self._directory / f"v{VERSION}-{self._broken}-{decoded}-{fingerprint[:16]}-{names[:8]}"
         if not entry.exists():
             self._write(entry, source, classes)
+        with suppress(OSError):  # as where it is read-only
+            os.utime(entry)  # when it was last used: release/retention.py frees what was not for long
         left_out = [LeftOut(*entry) for entry in json.loads((entry / LEFT_OUT_FILE).read_text())]
         splits = {split: _read(entry / split) for split in SPLITS}
         _check(splits, classes, left_out, for_training)

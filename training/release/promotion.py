@@ -55,7 +55,7 @@ def promote_if_better(
                 decision = Decision(False, words)
             registry.record_decision(name, version, decision.promote, decision.reason)
             if decision.promote:
-                registry.crown(name, [*registry.champions(name), version])
+                registry.crown(name, [*registry.history(name), version])
         log.info("version %s %s: %s", version, decision.verdict, decision.reason)
         return decision
 

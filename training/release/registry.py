@@ -75,6 +75,10 @@ def model(version: ModelVersion) -> Predictor:
     return Predictor(onnx_file(version_uri(version.name, number), tracking.state_dir()), number)
 
 
+def versions(name: str) -> set[int]:
+    return {int(version.version) for version in tracking.connect().search_model_versions(f"name = '{name}'")}
+
+
 def require_same_classes(name: str, classes: list[str]) -> None:
     """Raises UserError where the champion knows other classes: it would be replaced by a model for another task."""
     reigning = champion_model(name)
@@ -88,14 +92,19 @@ def require_same_classes(name: str, classes: list[str]) -> None:
 
 def champions(name: str) -> list[str]:
     """The versions that were the champion, in their order, as far as they still exist; the last is the present one."""
+    there = versions(name)
+    return [version for version in history(name) if int(version) in there]
+
+
+def history(name: str) -> list[str]:
+    """The versions that were the champion, also those that are deleted by now."""
     # The alias is what counts: it may have been moved by hand, and was not moved where a program was cut off.
     current = champion(name)
     known = (_tags(name).get(CHAMPIONS) or (current.tags.get(PREVIOUS, "") if current else "")).split()
     if current:
         present = str(current.version)
         known = [*known[: known.index(present) if present in known else None], present]
-    there = _versions(name)
-    return [version for version in known if int(version) in there]
+    return known
 
 
 def crown(name: str, history: Sequence[str]) -> None:
@@ -124,19 +133,27 @@ def rollback(name: str, hold: bool = False, lock: Lock = state_lock) -> str:
         current = champion(name)
         if current is None:
             raise UserError(f"{name} has no champion in the registry at {mlflow.get_tracking_uri()}")
-        if not (earlier := champions(name)[:-1]):
-            raise UserError(
-                f"the champion, version {current.version}, is the first: there is none to go back to, or it was deleted"
-            )
+        known, earlier = history(name), champions(name)[:-1]
+        if not earlier:
+            raise UserError(f"the champion, version {current.version}, {_why_none_is_left(known[:-1])}")
         version, today = earlier[-1], datetime.now(UTC).date()
         if hold:
             since = f"since version {current.version} was rolled back on {today}"
             tracking.connect().set_registered_model_tag(name, HELD, since)
-        crown(name, earlier)
+        crown(name, known[: known.index(version) + 1])
         reason = current.tags.get(DECISION, "by hand")
         record_decision(name, str(current.version), True, f"{reason}. Rolled back to version {version} on {today}")
     log.info("version %s is the champion again, in place of version %s", version, current.version)
     return version
+
+
+def _why_none_is_left(deleted: list[str]) -> str:
+    if not deleted:
+        return "is the first: there is none to go back to"
+    return (
+        f"is the oldest that is kept: there is none to go back to, as {listed(deleted)} before it were deleted\n"
+        "Clean-ups keep so many champions before the present one: python -m flows.clean_up keep_champions=5"
+    )
 
 
 def held(name: str) -> str | None:
@@ -157,14 +174,10 @@ def release(name: str, lock: Lock = state_lock) -> str:
 def _name_challenger(name: str) -> None:
     """Lets the alias `challenger` name the newest version that is not the champion."""
     client, current = tracking.connect(), champion(name)
-    if others := _versions(name) - {int(current.version) if current else 0}:
+    if others := versions(name) - {int(current.version) if current else 0}:
         client.set_registered_model_alias(name, CHALLENGER, str(max(others)))
     else:
         client.delete_registered_model_alias(name, CHALLENGER)
-
-
-def _versions(name: str) -> set[int]:
-    return {int(version.version) for version in tracking.connect().search_model_versions(f"name = '{name}'")}
 
 
 def _tags(name: str) -> dict[str, str]:

@@ -33,9 +33,9 @@ def test_the_cache_is_used_again_and_follows_the_content(image_folder: Path, tmp
     cache = tmp_path / "cache"
     first, *_ = load(image_folder, cache)
     (entry,) = cache.iterdir()
-    written = entry.stat().st_mtime_ns
+    written = (entry / "train").stat().st_mtime_ns
     assert load(image_folder, cache)[0] == first
-    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [written]
+    assert [(path / "train").stat().st_mtime_ns for path in cache.iterdir()] == [written]
 
     Image.new("RGB", (20, 20)).save(image_folder / "train" / "red" / "0.png")
     assert load(image_folder, cache)[0] != first
