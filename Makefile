@@ -110,6 +110,7 @@ STACK = $(COMPOSE) -f infra/compose.yaml $(if $(filter gpu,$(DEVICE)),-f infra/c
 RUNS = --filter label=cifar10-classifier=run
 .PHONY: up
 up: export ENGINE_SOCKET ?= $(if $(filter docker,$(ENGINE)),/var/run/docker.sock,/run/podman/podman.sock)
+up: export ENGINE_GROUP ?= $(shell stat --dereference --format %g $(ENGINE_SOCKET) 2>/dev/null || echo 0)
 # podman-compose keeps a container whose image has been built anew; docker compose makes one of the new image.
 up:  ## Start the whole stack in containers; needs make env and make images; DEVICE=gpu
 	@if [[ $(ENGINE) = podman && -n "$$(infra/outdated.sh podman)" ]]; then $(MAKE) --no-print-directory down; fi

@@ -54,7 +54,7 @@ def test_only_what_people_open_is_published_and_only_to_this_machine() -> None:
 
 def test_ours_run_with_a_read_only_root_and_without_privileges() -> None:
     ours = {name: service for name, service in SERVICES.items() if service["image"] in OURS}
-    assert set(ours) == {"mlflow", "prefect", "worker", "service"}
+    assert set(ours) == {"mlflow", "prefect", "worker", "upkeep", "service"}
     for service in ours.values():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
@@ -69,13 +69,30 @@ def test_runs_and_worker_share_a_network_and_a_volume() -> None:
     assert SERVICES["worker"]["environment"]["CONTAINER_NETWORK"] == COMPOSE["networks"]["default"]["name"]
 
 
+def test_clean_ups_have_what_they_free_as_the_user_of_the_runs() -> None:
+    upkeep = SERVICES["upkeep"]
+    address = "MLFLOW_BACKEND_STORE_URI"
+    assert upkeep["environment"][address] == SERVICES["mlflow"]["environment"][address]
+    assert [name for name in SERVICES if address in SERVICES[name].get("environment", {})] == ["mlflow", "upkeep"]
+    assert upkeep["volumes"] == SERVICES["worker"]["volumes"]
+    (weekly,) = (
+        each
+        for each in yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+        if each["work_pool"]["name"] == "upkeep"
+    )
+    assert weekly["entrypoint"] == "flows/clean_up.py:clean_up"
+    assert "infra/deploy.sh upkeep process " in upkeep["command"][2]
+    assert "user" not in upkeep, "a lock that root makes could not be taken by the runs"
+
+
 def test_what_prefect_knows_of_runs_at_work_outlives_its_container() -> None:
     assert "prefect:/state" in SERVICES["prefect"]["volumes"]
     assert "PREFECT_HOME=/state/prefect" in (ROOT / "Dockerfile.train").read_text()
 
 
 def test_the_worker_has_the_time_to_cancel_its_runs() -> None:
-    assert SERVICES["worker"]["stop_grace_period"] == f"{SECONDS_TO_STOP + 15}s"
+    for name in ("worker", "upkeep"):
+        assert SERVICES[name]["stop_grace_period"] == f"{SECONDS_TO_STOP + 15}s"
 
 
 def test_make_down_stops_the_worker_before_all_else(tmp_path: Path) -> None:
@@ -173,7 +190,7 @@ def test_make_env_writes_a_random_value_for_every_secret_once(checkout: Path) ->
 def test_no_secret_has_a_default() -> None:
     variables = set(re.findall(r"\$\{(\w+):-", (INFRA / "compose.yaml").read_text()))
     ports = {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT"}
-    assert variables == {*ports, "ENGINE_SOCKET", "MODEL_NAME", "MLFLOW_ALLOWED_HOST"}
+    assert variables == {*ports, "ENGINE_SOCKET", "ENGINE_GROUP", "MODEL_NAME", "MLFLOW_ALLOWED_HOST"}
 
 
 @pytest.mark.slow

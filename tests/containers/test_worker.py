@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import httpx
 import mlflow
 import pytest
 
+from flows.clean_up import free_containers
 from serving.model.registry import CHAMPION, DEFAULT_NAME
 from tests.helpers.containers import READ_ONLY, STORE, Images, podman
 from tests.helpers.pictures import png
@@ -131,6 +133,32 @@ def test_a_retraining_in_a_container_registers_and_promotes(champion: Any, image
     # The container ends well, and is kept for `make down` to find.
     label = "--filter=label=cifar10-classifier=run"
     wait_until(lambda: bool(podman("ps", "--all", "--quiet", label, "--filter=exited=0")))
+
+
+def test_a_clean_up_removes_the_containers_of_ended_runs_and_volumes_without_a_name(
+    champion: Any, images: Images, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = "--filter=label=cifar10-classifier=run"
+    wait_until(lambda: not podman("ps", "--quiet", label))
+    ended = podman("ps", "--all", "--quiet", label).split()
+    assert ended
+    mine = podman("create", "--volume=/mine", images.serve)  # nobody's run: it stays, with its volume
+    podman("volume", "create", "of-ann")
+    unnamed = podman("volume", "create", "0123456789abcdef" * 4)
+    monkeypatch.setenv("DOCKER_HOST", stack.environment["DOCKER_HOST"])
+    try:
+        for dry_run in (True, False):
+            containers, _ = free_containers.fn(datetime.now(UTC), dry_run)
+            assert containers["number"] == len(ended)
+            left = podman("ps", "--all", "--quiet", label).split()
+            assert left == (ended if dry_run else [])
+        volumes = set(podman("volume", "ls", "--quiet").split())
+        assert unnamed not in volumes
+        assert {"of-ann", "cifar10-classifier-state"} <= volumes
+        assert mine[:12] in podman("ps", "--all", "--quiet").split()
+    finally:
+        podman("rm", "--volumes", mine)
+        podman("volume", "rm", "of-ann")
 
 
 def test_the_serving_image_answers_with_the_new_champion(champion: Any, images: Images, stack: Stack) -> None:
