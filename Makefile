@@ -59,13 +59,19 @@ mlflow: .venv/installed  ## Open MLflow's page; MLFLOW_PORT=5000
 	@# MLflow's server does not wait for others that create the database at the same time.
 	@$(BIN)/python -c "from serving.model.registry import connect; connect('$(MLFLOW_TRACKING_URI)')"
 	@echo "MLflow: http://127.0.0.1:$(MLFLOW_PORT)"
-	@$(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 --backend-store-uri $(MLFLOW_TRACKING_URI)
+	@# Artifacts go where they go without a server, so that each run is read with and without it; jobs are for evaluating
+	@# language models.
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1 \
+	    --backend-store-uri $(MLFLOW_TRACKING_URI) \
+	    --default-artifact-root $(STATE_DIR)/mlartifacts --artifacts-destination $(STATE_DIR)/mlartifacts
 
 .PHONY: prefect
 prefect: .venv/installed  ## Open Prefect's page and API; PREFECT_PORT=4200
 	@$(BIN)/python -m serving.port host=127.0.0.1 port=$(PREFECT_PORT) setting=PREFECT_PORT
 	@echo "Prefect: http://127.0.0.1:$(PREFECT_PORT)"
-	@PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED=true PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED=true \
+	@# The page asks the server that it comes from.
+	@PREFECT_SERVER_UI_API_URL=/api \
+	    PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED=true PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED=true \
 	    $(BIN)/prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
 
 .PHONY: worker

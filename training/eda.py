@@ -23,7 +23,7 @@ from training.data.split import ImageData, load_data
 from training.pages.page import render_page, write_whole
 from training.pages.plots import svg
 from training.settings import EdaSettings
-from training.tracking import experiment_id, git_state
+from training.tracking import experiment_id, git_state, tell_page
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def main(settings: EdaSettings) -> None:
     log.info("two labels         %d pictures that are there more than once", len(twice))
     log.info("page: %s", settings.report / "eda.html")
 
-    with mlflow.start_run(experiment_id=experiment_id(settings.mlflow_experiment), run_name=data.name):
+    with mlflow.start_run(experiment_id=experiment_id(settings.mlflow_experiment), run_name=data.name) as run:
+        tell_page(run)
         mlflow.set_tags({"data": data.name, "data_fingerprint": data.fingerprint, **git_state()})
         mlflow.log_metrics({"near_duplicates": len(neighbours.duplicates), "contradictions": len(twice)})
         for name in files:

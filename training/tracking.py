@@ -26,6 +26,7 @@ from training.data.sources import LeftOut
 from training.data.split import ImageData
 from training.settings import Settings, TrainSettings
 
+log = logging.getLogger(__name__)
 # It logs every start and stop, and complains about a missing GPU.
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
 
@@ -55,9 +56,7 @@ def experiment_id(name: str) -> str:
     client = connect()
     try:
         if not (experiment := client.get_experiment_by_name(name)):
-            # An MLflow server knows where its artifacts go; a database file has them beside it.
-            file = registry.sqlite_file(mlflow.get_tracking_uri())
-            location = (file.parent / "mlartifacts").resolve().as_uri() if file else None
+            location = registry.artifact_location(mlflow.get_tracking_uri(), state_dir())
             try:
                 return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:
@@ -84,6 +83,7 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
         mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run,
         when_told_to_stop(lambda: mlflow.end_run("KILLED")),
     ):
+        tell_page(run)
         mlflow.set_tags({**tags, **git_state(), DESCRIPTION: ""})  # which said why it was interrupted
         if not run_id:  # a run that goes on keeps what it was started with
             mlflow.log_params(pandas.json_normalize(values).to_dict("records")[0])
@@ -118,6 +118,11 @@ def run_page(run: Run) -> str | None:
     if not address.startswith("http"):
         return None
     return f"{without_credentials(address)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def tell_page(run: Run) -> None:
+    if page := run_page(run):
+        log.info(f"in MLflow: {page}")
 
 
 def _dataset_inputs(settings: TrainSettings, data: ImageData) -> list[DatasetInput]:

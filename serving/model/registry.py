@@ -50,6 +50,19 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def artifact_location(uri: str, state_dir: Path) -> str | None:
+    """Where the artifacts go of what a database tracks: beside its file, or into the state directory.
+
+    None for an MLflow server, which knows that itself.
+    """
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+        return None
+    file = sqlite_file(uri)
+    return ((file.parent if file else state_dir) / "mlartifacts").resolve().as_uri()
+
+
 def file_lock(directory: Path, name: str, timeout: float = -1) -> FileLock:
     """A lock on `name` among all processes that share a state directory; waits `timeout` seconds, below 0 for ever."""
     path = directory / "locks" / name
@@ -60,6 +73,8 @@ def file_lock(directory: Path, name: str, timeout: float = -1) -> FileLock:
 def connect(uri: str) -> Any:
     """Points MLflow at a registry; returns the package, whose import takes seconds."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a log would have a line for every step
+    # It would print the address that programs ask; people may open another one: MLFLOW_PAGE.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     mlflow.set_tracking_uri(uri := _without_user(uri))
@@ -123,10 +138,10 @@ def _is_whole(file: Path) -> bool:
 
 def _make_tables(file: Path) -> None:
     """What MLflow does when it opens a database, which adds its first experiment as well."""
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    SqlAlchemyStore(f"sqlite:///{file}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)._dispose_engine()
+    uri = f"sqlite:///{file}"
+    SqlAlchemyStore(uri, artifact_location(uri, file.parent))._dispose_engine()
 
 
 def use_short_timeouts() -> None:

@@ -52,6 +52,16 @@ def test_only_what_people_open_is_published_and_only_to_this_machine() -> None:
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
+def test_the_addresses_that_people_open_follow_the_ports() -> None:
+    published = {port.rpartition(":")[0] for service in SERVICES.values() for port in service.get("ports", [])}
+    told = [str(value) for service in SERVICES.values() for value in service.get("environment", {}).values()]
+    opened = [value.removeprefix("http://") for value in told if value.startswith("http://127.0.0.1")]
+    assert len(opened) == 4
+    assert set(opened) <= published
+    assert SERVICES["worker"]["environment"]["PREFECT_UI_URL"] == SERVICES["prefect"]["environment"]["PREFECT_UI_URL"]
+    assert SERVICES["prefect"]["environment"]["PREFECT_SERVER_UI_API_URL"] == "/api"
+
+
 def test_ours_run_with_a_read_only_root_and_without_privileges() -> None:
     ours = {name: service for name, service in SERVICES.items() if service["image"] in OURS}
     assert set(ours) == {"mlflow", "prefect", "worker", "upkeep", "service"}
