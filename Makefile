@@ -134,6 +134,15 @@ down:  ## Cancel the runs, saying which, and stop the stack; the volumes stay, a
 	@$(ENGINE) ps --quiet $(RUNS) | xargs --no-run-if-empty $(ENGINE) stop
 	@$(ENGINE) container prune --force $(RUNS)
 
+OF ?= state
+.PHONY: backup
+backup:  ## Copy runs, models and flow runs to BACKUP=FOLDER; OF=stack: those of the containers
+	@STACK="$(STACK)" infra/backup.sh backup "$(OF)" "$(BACKUP)"
+
+.PHONY: restore
+restore:  ## Put a backup back where nothing is; BACKUP=FOLDER OF=stack
+	@STACK="$(STACK)" infra/backup.sh restore "$(OF)" "$(BACKUP)"
+
 .PHONY: check
 check: .venv/installed  ## Lint, check the format and the types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
