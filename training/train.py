@@ -125,8 +125,9 @@ def train(settings: TrainSettings) -> str:
         tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, settings.trainer.epochs)),
     ):
         checkpoints.run_id = run_id
-        mlflow.set_tag("processes", trainer.accelerator.num_processes)
-        for epoch in trainer.fit():
+        epochs = trainer.fit()
+        mlflow.set_tags({"processes": trainer.accelerator.num_processes, "threads": torch.get_num_threads()})
+        for epoch in epochs:
             metrics = epoch.metrics
             log.info(
                 f"epoch {epoch.number} of {settings.trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "

@@ -1,5 +1,6 @@
 """One training run, from settings to what MLflow keeps of it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -95,17 +96,23 @@ def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -> None:
+    """And computes in the threads that it began with, as its page says, when it is given other CPUs."""
     command = [sys.executable, "-m", "training.train", *TINY, "trainer.epochs=100000"]
+    on_one_cpu = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
     epoch = 0
     with state_in(tmp_path) as state:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        for number, prefix in ((signal.SIGTERM, on_one_cpu), (signal.SIGINT, [])):
+            with subprocess.Popen(
+                [*prefix, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            ) as process:
                 last = max(epoch, 1)
                 wait_until(lambda last=last: any(epoch_of(path) > last for path in state.glob("runs/*/epoch-*")))
                 process.send_signal(number)
             assert process.returncode
             (run,) = tracking.connect().search_runs([tracking.experiment_id("cifar10")])
             assert run.info.status == "KILLED"
+            assert run.data.tags["threads"] == "1"
             epoch = max(epoch_of(path) for path in state.glob("runs/*/epoch-*"))
             assert f"goes on after epoch {epoch} of 100000" in run.data.tags["mlflow.note.content"]
 

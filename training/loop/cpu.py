@@ -1,14 +1,31 @@
 """What only training on a CPU needs."""
 
+import logging
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from serving.model.cpus import cpus
 from serving.model.pictures.memory import mallopt
+
+log = logging.getLogger(__name__)
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def take_threads(recorded: int | None = None) -> None:
+    """Lets PyTorch compute in as many threads as CPUs are given; where OMP_NUM_THREADS is set, it is left to that.
+
+    `recorded` are the threads that a run began with: it goes on with them where so many CPUs are given, since sums in
+    another order have other last digits.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(recorded or cpus(), cpus()))
+    if recorded not in (None, threads := torch.get_num_threads()):
+        log.warning("threads: this run began with %d and goes on with %d, so last digits may differ", recorded, threads)
 
 
 def keep_freed_memory() -> None:

@@ -6,8 +6,8 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from serving.model.cpus import cpus
 from serving.model.errors import UserError
+from training.loop.cpu import take_threads
 
 
 def join() -> PartialState:
@@ -15,7 +15,7 @@ def join() -> PartialState:
 
     Raises UserError where fewer were joined than started: each would believe that it is alone, and write.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), cpus()))
+    take_threads()
     started = os.environ.get("WORLD_SIZE", "1")
     try:
         # Accelerate joins processes on CPUs only where it is told that the CPU is meant.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from serving.model.cpus import cpus
 from serving.model.errors import UserError
 from training.data.augmentation import AlbumentationsDataset, epoch_seed
 from training.data.pictures import Pictures
@@ -75,6 +76,7 @@ class Trainer:
             raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
         self.generator = torch.Generator()
+        self.num_workers = min(settings.num_workers, cpus())
         classes = int(model.head[-1].out_features)  # type: ignore[arg-type]
         balanced = settings.class_balance == "loss"
         self.class_weights = class_weights(train.pictures.labels, classes) if balanced else None
@@ -113,11 +115,17 @@ class Trainer:
         self.best_accuracy = -1.0
 
     def fit(self) -> Iterator[Epoch]:
-        """Trains the epochs that are left, yielding what each came to; ends with the best epoch's weights."""
+        """Trains the epochs that are left, yielding what each came to; ends with the best epoch's weights.
+
+        It has resumed when it returns, and `torch.get_num_threads()` are the run's.
+        """
+        self._resume()
+        return self._epochs()
+
+    def _epochs(self) -> Iterator[Epoch]:
         start = time.perf_counter()
         loader = self._loader()
         feature_seconds = time.perf_counter() - start
-        self._resume()
         while self.epoch < self.settings.epochs:
             self.epoch += 1
             epoch = self._train_epoch(loader)
@@ -144,9 +152,7 @@ class Trainer:
             self.train_set.set_seed(epoch_seed(self.seed, 0))
             self.classifier.to(self.accelerator.device)
             with self.accelerator.autocast():
-                train_set = augmented_features(
-                    self.classifier, self.train_set, self.batch_size, self.settings.num_workers
-                )
+                train_set = augmented_features(self.classifier, self.train_set, self.batch_size, self.num_workers)
                 if isinstance(self.validation_set, Pictures):
                     self.validation_set = plain_features(self.classifier, self.validation_set, self.batch_size)
         loader = DataLoader(
@@ -154,7 +160,7 @@ class Trainer:
             self.batch_size,
             shuffle=True,
             generator=self.generator,
-            num_workers=self.settings.num_workers,
+            num_workers=self.num_workers,
             drop_last=True,  # batch norm can't learn from a last batch of one
         )
         prepared: DataLoader = self.accelerator.prepare(loader)
@@ -232,11 +238,12 @@ class Trainer:
     def state_dict(self) -> tuple[Tensors, State]:
         """All that the next epoch depends on."""
         tensors, optimizer = flatten_optimizer(self.optimizer.state_dict())
-        rest = {name: getattr(self, name) for name in PROGRESS}
+        rest = {name: getattr(self, name) for name in PROGRESS} | {"threads": torch.get_num_threads()}
         return {"model": self.classifier.state_dict(), "optimizer": tensors}, {**rest, "optimizer": optimizer}
 
     def load_state_dict(self, tensors: Tensors, rest: State) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; the threads are taken where so many CPUs are given."""
+        cpu.take_threads(rest.get("threads"))
         self.classifier.load_state_dict(tensors["model"])
         self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
         for name in PROGRESS:

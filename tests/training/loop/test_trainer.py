@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from serving.model.cpus import _left as given
 from serving.model.errors import UserError
 from tests.helpers.state import ROOT, TINY
 from tests.helpers.waiting import wait_until
@@ -113,6 +114,52 @@ def test_a_run_that_shall_not_resume_starts_over_what_another_has_left(tmp_path:
     assert checkpoints.last_epoch() == 1
     again, _ = trainer("trainer.resume=never", checkpoints=checkpoints)
     assert [epoch.number for epoch in again.fit()] == [1, 2]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU here")
+def test_a_resumed_run_computes_in_the_threads_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so ends with the same weights, though it is given other CPUs meanwhile; it says where it can't."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    all_cpus, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    count = len(all_cpus)
+    one = {min(all_cpus)}
+    small = ["model=timm", "model.backbone=test_resnet", "model.weights=none", "data.train_limit=128"]
+
+    def fitted(cpus: set[int], epochs: int, name: str) -> ImageClassifier:
+        os.sched_setaffinity(0, cpus)
+        given.cache_clear()
+        training, model = trainer(*small, checkpoints=Checkpoints(tmp_path / name))
+        epoch = training.fit()
+        for _ in range(epochs):
+            next(epoch, None)
+        return model
+
+    try:
+        whole = fitted(one, 3, "whole")
+        assert torch.get_num_threads() == 1
+        fitted(one, 2, "broken")
+        resumed = fitted(all_cpus, 3, "broken")
+        assert torch.get_num_threads() == 1
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+        fitted(all_cpus, 2, "fewer")
+        assert torch.get_num_threads() == count
+        assert not caplog.messages
+        fitted(one, 1, "fewer")
+        assert torch.get_num_threads() == 1
+        assert f"began with {count} and goes on with 1" in caplog.text
+        # A user's own word counts more than either.
+        monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+        torch.set_num_threads(count)
+        fitted(one, 1, "broken")
+        assert torch.get_num_threads() == count
+    finally:
+        os.sched_setaffinity(0, all_cpus)
+        given.cache_clear()
+        torch.set_num_threads(threads)
 
 
 def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
