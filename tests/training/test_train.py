@@ -1,6 +1,7 @@
 """One training run, from settings to what MLflow keeps of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -
 
 def epoch_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("epoch-"))
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "spins"),
+    [
+        ("training.train", {}, "1000"),
+        ("flows.retrain", {}, "1000"),
+        ("training.train", {"OMP_WAIT_POLICY": "passive"}, "0"),
+    ],
+)
+def test_threads_that_wait_give_their_cores_away(module: str, given: dict[str, str], spins: str) -> None:
+    """As OpenMP itself tells, which reads it only when it is loaded; a user's own word counts more."""
+    ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
+    command = [sys.executable, "-c", f"import {module}"]
+    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told)) == {spins}
 
 
 def test_a_run_without_an_artifact_says_so() -> None:
