@@ -35,7 +35,7 @@ def predict(source: Path, target: Path, model: str, may_be_empty: bool) -> bool:
             return False
         raise
     predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
-    limits = settings.max_pixels, settings.max_pixel_bytes
+    limits = settings.max_pixels, settings.max_pixel_bytes, settings.max_batch
     with BatchPrediction(pictures, predictor, target, *limits) as prediction:
         for _ in progress(prediction.run(), "pictures", prediction.rows_left):
             pass

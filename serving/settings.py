@@ -7,12 +7,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationErr
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serving.model.cpus import cpus
+from serving.model.cpus import MAX_BATCH, cpus
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import MAX_PIXELS
 from serving.model.pictures.memory import MAX_PIXEL_BYTES
 from serving.model.precision import Choice
 from serving.model.registry import champion_uri
+from serving.model.runtime import available, default_providers
 
 
 class Settings(BaseSettings):
@@ -25,7 +26,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 3000
     state_dir: Path = Field(Path("state"), validation_alias="STATE_DIR")
-    providers: Annotated[tuple[str, ...], NoDecode] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=default_providers)
     precision: Choice = "fp32"  # that the model answers in, where its version allows it; auto: the quickest of these
     poll_seconds: PositiveFloat = 10  # how often the registry is asked whether the alias names another version
     tokens: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     max_pixel_bytes: PositiveInt = MAX_PIXEL_BYTES  # of pictures over a megapixel that are decoded at a time, 4 a pixel
     max_pictures: PositiveInt = 64  # of a request
     max_queue: PositiveInt = 128  # pictures that may wait or run; while they do, further ones are refused with 429
-    max_batch: PositiveInt = 8  # of one run of the model; on a CPU more are no faster, a GPU has use for 32 and more
+    max_batch: PositiveInt = MAX_BATCH  # of one run of the model; a GPU has use for 32 and more
     max_seconds: PositiveFloat = 10  # a request that is not answered so long after it has arrived gets 503
 
     @field_validator("precision", mode="before")
@@ -82,9 +83,11 @@ def load_settings(**given: Any) -> Settings:
     """The settings of the environment, except for those that are given; raises UserError where one is wrong."""
     cpus()  # SERVING_THREADS, which is read when there is a model
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as errors:
         raise UserError("; ".join(map(_problem, errors.errors()))) from errors
+    available(settings.providers)
+    return settings
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from serving.batch.parts import Parts
-from serving.model.cpus import batches
+from serving.model.cpus import MAX_BATCH, batches
 from serving.model.errors import PictureError, UserError
 from serving.model.pictures.files import File, Files
 from serving.model.pictures.memory import MAX_PIXEL_BYTES, LargePicture, PixelMemory
@@ -23,7 +23,6 @@ from serving.model.predictor import Answer, Predictor
 log = logging.getLogger(__name__)
 
 PART_ROWS = 2048  # what a kill can cost
-BATCH = 8  # larger ones leave a core's cache and are slower
 
 # A picture's name, and its probabilities or why it has none.
 Row = tuple[str, np.ndarray | PictureError]
@@ -40,8 +39,9 @@ class BatchPrediction:
             for _ in prediction.run():
                 ...
 
-    Large pictures together occupy `max_pixel_bytes`, or one does. Where memory runs out, a picture is tried again
-    alone; `run` raises UserError where that is too much as well, and the parts that are there stay.
+    The model runs for `max_batch` pictures at a time. Large ones together occupy `max_pixel_bytes`, or one does. Where
+    memory runs out, a picture is tried again alone; `run` raises UserError where that is too much as well, and the
+    parts that are there stay.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class BatchPrediction:
         target: Path,
         max_pixels: int,
         max_pixel_bytes: int = MAX_PIXEL_BYTES,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self._source = source
         self._predictor = predictor
         self._target = target
         self._max_pixels = max_pixels
+        self._max_batch = max_batch
         self._memory = PixelMemory(max_pixel_bytes)
         origin = {"source": source.fingerprint, "max_pixels": str(max_pixels), "model_version": predictor.version}
         origin |= {"answered_in": f"{predictor.precision} in {predictor.runtime}"}
@@ -102,7 +104,7 @@ class BatchPrediction:
         """The rows that are left, in order; the threads are some batches ahead."""
         pictures = self._source.read_from(sum(self._parts.rows))
         running: deque[Future[list[Row]]] = deque()
-        while batch := list(itertools.islice(pictures, BATCH)):
+        while batch := list(itertools.islice(pictures, self._max_batch)):
             running.append(self._threads.submit(self._classify, batch))
             if len(running) > 2 * batches():
                 yield from running.popleft().result()

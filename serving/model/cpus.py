@@ -7,6 +7,8 @@ from loky import cpu_count
 
 from serving.model.errors import UserError
 
+MAX_BATCH = 8  # pictures in one run of the model: on a CPU larger batches leave a core's cache and are slower
+
 
 def cpus() -> int:
     """SERVING_THREADS, or the CPUs that affinity and the cgroup's quota leave, rounded up; at least 1.

@@ -15,7 +15,7 @@ from serving.model.errors import ModelError, NotAllowed, UserError, is_out_of_me
 from serving.model.pictures.decoding import opened, pixels_of
 from serving.model.pictures.memory import LARGE, LargePicture
 from serving.model.precision import Choice, Precision
-from serving.model.runtime import CPU, Runtime, is_for, obstacle, open_file, providers_for
+from serving.model.runtime import CPU, Runtime, is_for, missing, obstacle, open_file, providers_for
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,15 @@ class Predictor:
     Args:
         path: an ONNX file with our metadata. Beside it may lie what else its version has, such as NAME-int8.onnx.
         version: the registry's.
-        providers: of ONNX Runtime, in order of preference; those that its installed build lacks are left out.
+        providers: of ONNX Runtime, in order of preference; it goes on without those that it can't have.
         precision: one that the version allows, or `auto`: the quickest of those that are to be had here. A file that is
             INT8 itself runs as such.
 
     Attributes:
-        lacks: what is quicker and chosen, but not to be had here, each with its reason.
+        lacks: what is chosen, but not to be had here, each with its reason: providers, and quicker precisions.
 
     Raises:
-        UserError: nothing here has the precision, or ONNX Runtime has none of the providers.
+        UserError: nothing here has the precision, or ONNX Runtime gets none of the providers.
         ModelError: it can't be loaded, does not allow the precision, or fails its self-test.
     """
 
@@ -51,6 +51,7 @@ class Predictor:
             # ONNX Runtime opens every file, whatever its precision: this is how it says what it is.
             opened = open_file(path, providers=providers)
             about, units = Metadata.from_properties(opened.properties), opened.units
+            lacks = missing(providers, units)
             if precision == about.own_precision == "fp32":
                 self._use(opened, "fp32")
             else:
@@ -61,6 +62,7 @@ class Predictor:
         except Exception as error:  # a runtime raises a kind of its own for every way a file can be wrong
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
             raise ModelError(f"{path} is not one of our ONNX models ({reason})") from error
+        self.lacks += lacks
         self.runtime = self._runtime.name
         self.providers = self._runtime.units
         self.loaded_at = datetime.now(UTC)

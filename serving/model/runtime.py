@@ -53,7 +53,7 @@ RUNTIMES: dict[Precision, tuple[str, ...]] = {
 def open_file(
     path: Path, precision: Precision = "fp32", runtime: str = "onnxruntime", providers: Sequence[str] = (CPU,)
 ) -> Runtime:
-    """Loads a file; raises UserError where ONNX Runtime has none of the providers, and whatever a runtime raises."""
+    """Loads a file; raises UserError where ONNX Runtime gets none of the providers, and whatever a runtime raises."""
     if runtime == "openvino":
         return OpenVino(path, precision)
     opened = OnnxRuntime(path, providers)
@@ -69,13 +69,13 @@ def providers_for(precision: Choice) -> Sequence[str]:
 
 def is_for(precision: Precision, providers: Sequence[str]) -> bool:
     """Whether a precision is for what computes here: fp16 for GPUs, bf16 and int8 for CPUs."""
-    return (precision == "fp16") == (_available(providers)[0] != CPU)
+    return (precision == "fp16") == (available(providers)[0] != CPU)
 
 
 def obstacle(precision: Precision, runtime: str, providers: Sequence[str] = (CPU,)) -> str:
     """Why a runtime can't answer in a precision here; empty: it can."""
     if not is_for(precision, providers):
-        first, device, right = _available(providers)[0], *(("GPUs", CUDA) if precision == "fp16" else ("CPUs", CPU))
+        first, device, right = available(providers)[0], *(("GPUs", CUDA) if precision == "fp16" else ("CPUs", CPU))
         return f"{precision} is for {device}, and SERVING_PROVIDERS begins with {first} here; set it to {right}"
     if runtime == "openvino" and not has_openvino():
         return "the package openvino is not installed"
@@ -108,14 +108,28 @@ def has_openvino() -> bool:
     return True
 
 
-def _available(providers: Sequence[str]) -> list[str]:
+def default_providers() -> tuple[str, ...]:
+    """The CPU, and before it CUDA where the installed build of ONNX Runtime is for GPUs."""
+    return tuple(name for name in (CUDA, CPU) if name in onnxruntime.get_available_providers())
+
+
+def available(providers: Sequence[str]) -> list[str]:
+    """Those of ONNX Runtime's providers that its installed build has; UserError where that is none."""
     known = onnxruntime.get_available_providers()
-    available = [name for name in providers if name in known]
-    if not available:
-        raise UserError(
-            f"SERVING_PROVIDERS={','.join(providers)}: the installed ONNX Runtime has only {', '.join(known)}"
-        )
-    return available
+    if not (found := [name for name in providers if name in known]):
+        raise _refusal(providers, f"the installed ONNX Runtime has only {', '.join(known)}")
+    return found
+
+
+def missing(providers: Sequence[str], units: Sequence[str]) -> list[str]:
+    """The providers that were asked for and that ONNX Runtime, which got `units`, goes on without, with the reasons."""
+    known = onnxruntime.get_available_providers()
+    reasons = {True: "it failed, and the log has ONNX Runtime's reason", False: "the installed ONNX Runtime lacks it"}
+    return [f"{name}: {reasons[name in known]}" for name in providers if name not in units]
+
+
+def _refusal(providers: Sequence[str], reason: str) -> UserError:
+    return UserError(f"SERVING_PROVIDERS={','.join(providers)}: {reason}\nAdd {CPU} to compute without, or unset it.")
 
 
 class OnnxRuntime:
@@ -124,11 +138,13 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, path: Path, providers: Sequence[str]) -> None:
-        available, threads = _available(providers), cpus()
-        self._on_all_cores = self._session(path, available, threads)
-        one_core = available[0] == CPU and threads > 1
-        self._on_one_core = self._session(path, available, 1) if one_core else self._on_all_cores
+        found, threads = available(providers), cpus()
+        self._on_all_cores = self._session(path, found, threads)
         self.units: list[str] = self._on_all_cores.get_providers()
+        if not {*self.units} & {*providers}:  # it takes the CPU instead of what fails, asked or not
+            raise _refusal(providers, "it failed, as ONNX Runtime says above")
+        one_core = self.units[0] == CPU and threads > 1
+        self._on_one_core = self._session(path, [CPU], 1) if one_core else self._on_all_cores
         self.properties: dict[str, str] = self._on_all_cores.get_modelmeta().custom_metadata_map
 
     def _session(self, path: Path, providers: Sequence[str], threads: int) -> onnxruntime.InferenceSession:

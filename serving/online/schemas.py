@@ -100,7 +100,7 @@ class ModelInfo(ModelName):
     loaded_at: datetime
     runtime: str = Field(description="What runs it: onnxruntime or openvino.")
     providers: list[str] = Field(description="ONNX Runtime's providers in order of preference, or OpenVINO's device.")
-    lacks: list[str] = Field(description="What is quicker and chosen, but not to be had here, with the reasons.")
+    lacks: list[str] = Field(description="What is chosen, but not to be had here, with the reasons.")
 
 
 class Prediction(BaseModel):

@@ -10,16 +10,35 @@ from pyarrow import parquet
 
 from flows.batch_predict import batch_predict
 from serving.model.errors import UserError
+from serving.model.predictor import Predictor
 from tests.helpers.commands import assert_user_error, run_module
 from tests.helpers.state import Trained
 from tests.helpers.waiting import wait_until
 
 
 @pytest.mark.slow
-def test_it_scores_with_the_champion(prefect_api: None, trained: Trained, image_folder: Path, tmp_path: Path) -> None:
+def test_it_scores_with_the_champion_and_the_service_s_settings(
+    prefect_api: None,
+    trained: Trained,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (image_folder / "broken.png").write_bytes(b"no picture")
     target = tmp_path / "out.parquet"
+    monkeypatch.setenv("SERVING_MAX_BATCH", "3")
+    monkeypatch.setenv("SERVING_PROVIDERS", "CUDAExecutionProvider,CPUExecutionProvider")
+    runs: list[int] = []
+    classify = Predictor.classify
+    monkeypatch.setattr(
+        Predictor,
+        "classify",
+        lambda self, contents, *words, **more: runs.append(len(contents)) or classify(self, contents, *words, **more),
+    )
     summary = batch_predict(image_folder, target)
+    assert max(runs) == 3
+    assert "CUDAExecutionProvider: the installed ONNX Runtime lacks it" in caplog.text
     rows = parquet.read_table(target).to_pylist()
     assert len(rows) == 25
     assert {row["model_version"] for row in rows} == {trained.version}

@@ -24,6 +24,10 @@ def test_a_port_in_use_ends_with_code_2(service: str) -> None:
         ({"SERVING_THREADS": "many"}, ["SERVING_THREADS=many", "1 or more"]),
         ({"SERVING_HOST": "no.such.name.invalid"}, ["no.such.name.invalid", "can't be listened on"]),
         ({"SERVING_HOST": "a..b"}, ["a..b", "can't be listened on"]),
+        (
+            {"SERVING_PROVIDERS": "CUDAExecutionProvider"},
+            ["SERVING_PROVIDERS=CUDAExecutionProvider", "has only", "Add CPUExecutionProvider"],
+        ),
     ],
 )
 def test_what_can_not_be_started_with_is_named(trained: Trained, settings: dict[str, str], words: list[str]) -> None:

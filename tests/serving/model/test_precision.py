@@ -204,6 +204,21 @@ def test_what_auto_can_not_have_is_said(
         assert metric(client, "classifier_model_lacks") == len(lacks)
 
 
+def test_a_provider_that_was_asked_for_and_can_not_be_had_is_said(
+    in_process: InProcess, version: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A build for CPUs is not asked for CUDA by itself; tests/containers asks one for GPUs."""
+    with in_process(model=str(version)) as client:
+        assert client.get("/model").json()["lacks"] == []
+    monkeypatch.setenv("SERVING_PROVIDERS", f"CUDAExecutionProvider,{CPU}")
+    with in_process(model=str(version)) as client:
+        model = client.get("/model").json()
+        assert model["lacks"] == ["CUDAExecutionProvider: the installed ONNX Runtime lacks it"]
+        assert model["providers"] == [CPU]
+        assert model["lacks"][0] in caplog.text
+        assert metric(client, "classifier_model_lacks") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", QUICK)
 def test_damaged_files_are_answered_or_have_a_reason(version: Path, precision: str) -> None:
