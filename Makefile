@@ -107,7 +107,7 @@ SBOM = $(BIN)/python -W ignore -m cyclonedx_py requirements --output-reproducibl
 .PHONY: sbom
 sbom: .venv/installed  ## List the Python packages of the images as CycloneDX files: state/sbom/
 	@mkdir -p $(STATE_DIR)/sbom
-	@for lock in serve serve-gpu train; do \
+	@for lock in serve serve-gpu train train-gpu; do \
 	    $(SBOM) requirements/$$lock.txt --output-file $(STATE_DIR)/sbom/$$lock.cdx.json || exit; done
 	@echo "wrote $(STATE_DIR)/sbom/*.cdx.json"
 
@@ -156,6 +156,7 @@ LOCK = $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-header --no
 lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 	$(LOCK) requirements/dev.in -o requirements/dev.txt
 	$(LOCK) requirements/train.in -c requirements/dev.txt -o requirements/train.txt
+	$(LOCK) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
 	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) requirements/serve-gpu.in -c requirements/dev.txt -o requirements/serve-gpu.txt
 

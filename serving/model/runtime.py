@@ -132,6 +132,12 @@ def _refusal(providers: Sequence[str], reason: str) -> UserError:
     return UserError(f"SERVING_PROVIDERS={','.join(providers)}: {reason}\nAdd {CPU} to compute without, or unset it.")
 
 
+@cache
+def _load_cuda() -> None:
+    """Loads NVIDIA's libraries from their packages, where no linker looks for them."""
+    onnxruntime.preload_dlls()
+
+
 class OnnxRuntime:
     """ONNX Runtime, in the precision that the file has."""
 
@@ -139,6 +145,8 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, providers: Sequence[str]) -> None:
         found, threads = available(providers), cpus()
+        if CUDA in found:
+            _load_cuda()
         self._on_all_cores = self._session(path, found, threads)
         self.units: list[str] = self._on_all_cores.get_providers()
         if not {*self.units} & {*providers}:  # it takes the CPU instead of what fails, asked or not

@@ -14,8 +14,8 @@ from tests.helpers.state import ROOT
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 TOOLS = ("podman", "runc", "debootstrap")
-# What building the training image with CUDA takes for a while.
-GIGABYTES = 35
+# What building both images with CUDA takes for a while.
+GIGABYTES = 37
 CONTAINERS_CONF = f"""
 [containers]
 default_ulimits = []  # raising them is not allowed inside a container
