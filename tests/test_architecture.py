@@ -61,6 +61,14 @@ def test_no_test_imports_another_test() -> None:
             assert allowed, f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("lock", [path.name for path in (ROOT / "requirements").glob("*.txt")])
+def test_an_environment_has_one_build_of_onnx_runtime(lock: str) -> None:
+    """Two would write over each other's files, and the one for GPUs needs NVIDIA's."""
+    names = {line.partition("==")[0] for line in (ROOT / "requirements" / lock).read_text().splitlines()}
+    assert names & {"onnxruntime", "onnxruntime-gpu"} == {"onnxruntime-gpu" if "gpu" in lock else "onnxruntime"}
+    assert "gpu" not in lock or {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft", "nvidia-curand"} <= names
+
+
 def loaded_by(*modules: str, without: str = "nothing") -> set[str]:
     """The packages that importing these loads, also through the libraries that they use, where one can't be had."""
     program = f"import sys; sys.modules[{without!r}] = None; import {', '.join(modules)}; print(*sys.modules)"
