@@ -1,6 +1,5 @@
 """What nobody needs any more is freed: python -m flows.clean_up dry_run=true"""
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -34,7 +33,6 @@ from training.release.retention import Freed
 EXAMPLE = "python -m flows.clean_up keep_versions=10 keep_days=30 dry_run=true"
 FLOWS = ["retrain", "batch-predict", "rollback", "release", "clean-up"]
 LABEL = "cifar10-classifier=run"  # of a run's container: infra/prefect.yaml
-UNNAMED = re.compile(r"[0-9a-f]{64}")  # how engines call a volume that nobody has given a name
 SHOWN = 5  # names of what is freed
 
 Row = dict[str, Any]
@@ -79,9 +77,9 @@ def free_flow_runs(before: datetime, dry_run: bool) -> list[Row]:
     return [row("Prefect's runs", [Freed(run.name, 0) for run in found])]
 
 
-@task(task_run_name="containers and volumes")
+@task(task_run_name="containers")
 def free_containers(before: datetime, dry_run: bool) -> list[Row]:
-    """Removes the containers of ended runs and the volumes without a name that no container has, from the engine."""
+    """Removes the containers of ended runs from the engine."""
     try:
         engine = docker.from_env()
         ended = {"label": LABEL, "status": "exited"}
@@ -90,23 +88,11 @@ def free_containers(before: datetime, dry_run: bool) -> list[Row]:
             for each in engine.api.containers(all=True, size=True, filters=ended)
             if each["Created"] < before.timestamp()
         ]
-        sizes = {each["Name"]: each["UsageData"]["Size"] for each in engine.df()["Volumes"] or []}
-        volumes = [
-            each["Name"]
-            for each in engine.api.volumes({"dangling": True})["Volumes"] or []
-            if UNNAMED.fullmatch(each["Name"]) and datetime.fromisoformat(each["CreatedAt"]) < before
-        ]
-        if not dry_run:
-            for each in containers:
-                engine.api.remove_container(each["Id"], v=True)
-            for volume in volumes:
-                engine.api.remove_volume(volume)
+        for each in [] if dry_run else containers:
+            engine.api.remove_container(each["Id"], v=True)
     except (docker.errors.DockerException, OSError) as error:
-        return [row("containers, volumes", [], f"left out: the container engine does not answer ({error})")]
-    return [
-        row("containers", [Freed(each["Names"][0].lstrip("/"), each.get("SizeRw") or 0) for each in containers]),
-        row("volumes", [Freed(name[:12], max(sizes.get(name, 0), 0)) for name in volumes]),
-    ]
+        return [row("containers", [], f"left out: the container engine does not answer ({error})")]
+    return [row("containers", [Freed(each["Names"][0].lstrip("/"), each.get("SizeRw") or 0) for each in containers])]
 
 
 def row(what: str, freed: Sequence[Freed], remark: str = "") -> Row:
@@ -143,7 +129,7 @@ def clean_up(
         keep_versions: how many of the newest versions are kept.
         keep_runs: how many of the newest MLflow runs are kept.
         keep_days: how long runs, checkpoints, and caches since their last use are kept.
-        containers: whether to ask the container engine as well, for ended runs and volumes without a name.
+        containers: whether to ask the container engine as well, for the containers of ended runs.
         dry_run: whether to say only what would be freed.
 
     Returns:
@@ -154,7 +140,7 @@ def clean_up(
     rows += free_caches(before, dry_run)
     rows += free_flow_runs(before, dry_run)
     left_out = "left out: containers=true asks the container engine, where its socket is"
-    rows += free_containers(before, dry_run) if containers else [row("containers, volumes", [], left_out)]
+    rows += free_containers(before, dry_run) if containers else [row("containers", [], left_out)]
     description = "What would be freed: a dry run" if dry_run else "What is freed"
     create_table_artifact(rows, key="clean-up", description=description)
     for each in rows:

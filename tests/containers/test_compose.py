@@ -72,6 +72,14 @@ def test_ours_run_with_a_read_only_root_and_without_privileges() -> None:
     assert [name for name, service in ours.items() if "user" in service] == ["worker"]
 
 
+def test_no_service_of_ours_leaves_a_volume_without_a_name_behind() -> None:
+    """As an engine makes one for each VOLUME of an image that nothing is mounted at."""
+    for name, service in SERVICES.items():
+        if service["image"].startswith("localhost/"):
+            mounted = {volume.rpartition(":")[2] for volume in service.get("volumes", [])} | set(service["tmpfs"])
+            assert {"/state", "/tmp"} <= mounted, name
+
+
 def test_runs_and_worker_share_a_network_and_a_volume() -> None:
     job = yaml.safe_load((INFRA / "prefect.yaml").read_text())["definitions"]["in_container"]["work_pool"]
     assert job["job_variables"]["image"] == SERVICES["worker"]["image"]

@@ -70,7 +70,7 @@ def test_prefect_s_runs_are_deleted_when_they_are_old_and_ended_and_ours(own_sta
         assert there() == ({old, *kept} if dry_run else kept)
 
     rows = by_kind(clean_up(dry_run=True))
-    assert rows["containers, volumes"]["which"].startswith("left out: containers=true")
+    assert rows["containers"]["which"].startswith("left out: containers=true")
     with get_client(sync_client=True) as api:
         (artifact,) = (each for each in api.read_artifacts() if each.key == "clean-up")
     assert "a dry run" in str(artifact.description)

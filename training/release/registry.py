@@ -151,7 +151,7 @@ def _why_none_is_left(deleted: list[str]) -> str:
     if not deleted:
         return "is the first: there is none to go back to"
     return (
-        f"is the oldest that is kept: there is none to go back to, as {listed(deleted)} before it were deleted\n"
+        f"is the oldest that is kept: what was the champion before it is deleted ({listed(deleted)})\n"
         "Clean-ups keep so many champions before the present one: python -m flows.clean_up keep_champions=5"
     )
 

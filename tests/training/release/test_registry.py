@@ -135,7 +135,7 @@ def test_a_version_that_was_deleted_is_not_gone_back_to(tmp_path: Path) -> None:
         client.set_model_version_tag(DEFAULT_NAME, second, registry.PREVIOUS, first)
         client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, second)
         client.delete_model_version(DEFAULT_NAME, first)
-        with pytest.raises(UserError, match="or it was deleted"):
+        with pytest.raises(UserError, match=r"what was the champion before it is deleted \(1\)"):
             registry.rollback(DEFAULT_NAME)
         assert champion_version() == second
 

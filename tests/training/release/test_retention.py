@@ -139,7 +139,7 @@ def test_the_champions_that_are_kept_can_be_rolled_back_to_after_a_clean_up(stat
         UserError,
         lambda: registry.rollback(DEFAULT_NAME),
         f"version {fourth}, is the oldest that is kept",
-        f"{second}, {third} before it were deleted",
+        f"before it is deleted ({second}, {third})",
         "keep_champions",
     )
 
