@@ -6,6 +6,7 @@ The command needs nothing but MLflow; as a deployment it is a flow.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
@@ -27,7 +28,7 @@ def lock_everywhere(name: str) -> Iterator[None]:
 
     Where the server has no such limit, or does not lend it in time, it says so and holds in the state directory alone.
     """
-    with registry.state_lock(name), ExitStack() as held:
+    with registry.state_lock(name), _released(ExitStack()) as held:
         if PREFECT_API_URL.value():
             slot = concurrency(
                 LIMIT, timeout_seconds=SECONDS, lease_duration=60, strict=True, raise_on_lease_renewal_failure=False
@@ -41,6 +42,18 @@ def lock_everywhere(name: str) -> Iterator[None]:
                     f"(prefect gcl update {LIMIT} --active-slots 0)."
                 )
         yield
+
+
+@contextmanager
+def _released(held: ExitStack) -> Iterator[ExitStack]:
+    """Gives back what is held in the end; what was done under it stands, also where the server is away by then."""
+    try:
+        yield held
+    finally:
+        try:
+            held.close()
+        except httpx.HTTPError as error:
+            get_run_logger().warning(f"{error}: the limit {LIMIT} is given back within a minute")
 
 
 def restore(name: str = "", hold: bool = False) -> str:

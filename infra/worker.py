@@ -4,10 +4,12 @@
 """
 
 import asyncio
+import contextlib
 import signal
 from typing import Literal
 
 import anyio
+import psutil
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import (
@@ -32,6 +34,7 @@ WORKERS: dict[str, type[BaseWorker]] = {"process": ProcessWorker, "docker": Dock
 AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 ASKED_AFTER = "run-asked-after"  # infra/automations.yaml waits for an answer
 SECONDS_TO_STOP = 75  # Prefect gives a cancelled run half a minute; infra/compose.yaml gives the worker longer
+SECONDS_TO_SAY_SO = 10
 
 
 def work(pool: str, type: Literal["process", "docker"], healthcheck: bool = False) -> None:
@@ -59,8 +62,11 @@ async def _work(worker: BaseWorker, pool: str, healthcheck: bool) -> None:
         await _ask_after_runs(client, pool)
         group.start_soon(worker.start, False, healthcheck)
         await stopping.wait()
-        with anyio.move_on_after(SECONDS_TO_STOP):
+        with anyio.move_on_after(SECONDS_TO_STOP) as limit:
             await _cancel_runs(client, pool, worker.name)
+        if limit.cancelled_caught:
+            print("stopping: what is still at work is told to stop, and not cancelled in time by Prefect", flush=True)
+            await anyio.to_thread.run_sync(_stop_processes)
         group.cancel_scope.cancel()
 
 
@@ -79,14 +85,24 @@ async def _ask_after_runs(client: PrefectClient, pool: str) -> None:
 
 async def _cancel_runs(client: PrefectClient, pool: str, worker: str) -> None:
     """Cancels what this worker has started, says so, and waits until it is over."""
-    mine = [run for run in await _runs_at_work(client, pool) if run.labels.get("prefect.worker.name") == worker]
-    for run in mine:
-        print(f"stopping: run {run.name} is cancelled; asked for again, it goes on from its checkpoint", flush=True)
-        await client.set_flow_run_state(run.id, Cancelling(message="Its worker was told to stop."))
-    left = {run.id for run in mine}
-    while left:
+    told = set()
+    while mine := [run for run in await _runs_at_work(client, pool) if run.labels.get("prefect.worker.name") == worker]:
+        for run in mine:
+            if run.id not in told:
+                words = "is cancelled; asked for again, it goes on from its checkpoint"
+                print(f"stopping: run {run.name} {words}", flush=True)
+                await client.set_flow_run_state(run.id, Cancelling(message="Its worker was told to stop."))
+                told.add(run.id)
         await anyio.sleep(1)
-        left &= {run.id for run in await _runs_at_work(client, pool)}
+
+
+def _stop_processes() -> None:
+    """Prefect's server may be away: the runs that are processes can still tell MLflow."""
+    runs = psutil.Process().children(recursive=True)
+    for process in runs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(runs, SECONDS_TO_SAY_SO)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ def when_told_to_stop(act: Callable[[], object]) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        act()
+        try:
+            act()
+        except Exception:  # MLflow is away, say: the stop is what counts
+            log.exception("the run was stopped before its end, and this could not be noted with it")
         raise
 
 

@@ -14,8 +14,8 @@ from tests.helpers.state import ROOT
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 TOOLS = ("podman", "runc", "debootstrap")
-# What building both images with CUDA takes for a while.
-GIGABYTES = 37
+# What building both images with CUDA takes for a while: 22, and some room.
+GIGABYTES = 30
 CONTAINERS_CONF = f"""
 [containers]
 default_ulimits = []  # raising them is not allowed inside a container

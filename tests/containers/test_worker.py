@@ -42,6 +42,8 @@ class Stack(NamedTuple):
 
 
 PREFECT = "prefect-server"
+RUNS = "--filter=label=cifar10-classifier=run"
+FOR_HOURS = {**TINY_PARAMETERS, "overrides": [*TINY_OVERRIDES, "trainer.epochs=100000"]}
 
 
 def prefect_container(log: Path, environment: Mapping[str, str], image: str, port: int) -> Server:
@@ -131,16 +133,14 @@ def test_a_retraining_in_a_container_registers_and_promotes(champion: Any, image
     assert champion.tags["git_commit"] == podman("image", "inspect", "--format", revision, images.train)
     assert champion.tags["decision"] == "there was no champion"
     # The container ends well, and is kept for `make down` to find.
-    label = "--filter=label=cifar10-classifier=run"
-    wait_until(lambda: bool(podman("ps", "--all", "--quiet", label, "--filter=exited=0")))
+    wait_until(lambda: bool(podman("ps", "--all", "--quiet", RUNS, "--filter=exited=0")))
 
 
 def test_a_clean_up_removes_the_containers_of_ended_runs(
     champion: Any, images: Images, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    label = "--filter=label=cifar10-classifier=run"
-    wait_until(lambda: not podman("ps", "--quiet", label))
-    ended = podman("ps", "--all", "--quiet", label).split()
+    wait_until(lambda: not podman("ps", "--quiet", RUNS))
+    ended = podman("ps", "--all", "--quiet", RUNS).split()
     assert ended
     mine = podman("create", "--volume=/mine", images.serve)  # nobody's run: it stays, with its volume
     monkeypatch.setenv("DOCKER_HOST", stack.environment["DOCKER_HOST"])
@@ -148,7 +148,7 @@ def test_a_clean_up_removes_the_containers_of_ended_runs(
         for dry_run in (True, False):
             (containers,) = free_containers.fn(datetime.now(UTC), dry_run)
             assert containers["number"] == len(ended)
-            left = podman("ps", "--all", "--quiet", label).split()
+            left = podman("ps", "--all", "--quiet", RUNS).split()
             assert left == (ended if dry_run else [])
         assert "cifar10-classifier-state" in podman("volume", "ls", "--quiet").split()
         assert mine[:12] in podman("ps", "--all", "--quiet").split()
@@ -212,8 +212,7 @@ def test_scheduled_runs_complete_and_do_not_overlap(champion: Any, stack: Stack)
 
 
 def test_a_run_outlives_a_server_whose_container_is_made_anew(stack: Stack) -> None:
-    for_hours = {**TINY_PARAMETERS, "overrides": [*TINY_OVERRIDES, "trainer.epochs=100000"]}
-    run = ask(stack, "retrain/container", for_hours)
+    run = ask(stack, "retrain/container", FOR_HOURS)
     run.reaches("RUNNING")
     podman("rm", "--force", "--time=0", PREFECT)
     assert stack.server.process
@@ -223,6 +222,17 @@ def test_a_run_outlives_a_server_whose_container_is_made_anew(stack: Stack) -> N
         renewed_before = leases()
         wait_until(lambda before=renewed_before: leases() != before)  # type: ignore[misc]
     assert run.record["state_type"] == "RUNNING"
+    run.cancel()
+    run.ends("CANCELLED")
+
+
+def test_a_run_whose_container_is_stopped_goes_on_in_another(stack: Stack) -> None:
+    run = ask(stack, "retrain/container", FOR_HOURS)
+    run.reaches("RUNNING")
+    (stopped,) = podman("ps", "--quiet", RUNS).split()
+    podman("stop", "--time=60", stopped)
+    wait_until(lambda: podman("ps", "--quiet", RUNS) not in ("", stopped), SECONDS_TO_RUN)
+    run.reaches("RUNNING")
     run.cancel()
     run.ends("CANCELLED")
 

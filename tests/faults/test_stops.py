@@ -78,3 +78,11 @@ def test_a_worker_that_is_stopped_cancels_its_run_and_says_which(stack: Stack) -
     assert following.record["state_type"] == "SCHEDULED", "what waits is left to the next worker"
     stack.worker.start()
     following.ends("COMPLETED")
+
+
+def test_a_worker_that_is_stopped_while_the_server_is_away_lets_its_run_tell_mlflow(stack: Stack) -> None:
+    in_mid_training(stack, 51, FOR_HOURS)
+    stack.prefect.kill()
+    stack.worker.stop()
+    assert "not cancelled in time by Prefect" in stack.worker.log.read_text()
+    assert_killed(stack, 51)

@@ -196,6 +196,7 @@ def mlflow_server(directory: Path, environment: Mapping[str, str], port: int, st
     command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
     places = ("--backend-store-uri", store, "--artifacts-destination", artifacts)
     ready = answers(f"http://127.0.0.1:{port}/health")
+    environment = {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as make mlflow
     return Server(directory / "mlflow.log", *command, *places, environment=environment, ready=ready)
 
 

@@ -105,11 +105,20 @@ def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         for number, prefix in ((signal.SIGTERM, on_one_cpu), (signal.SIGINT, [])):
             with subprocess.Popen(
-                [*prefix, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                [*prefix, *command],
+                cwd=ROOT,
+                env=environment,
+                stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` lets it be ignored
             ) as process:
                 last = max(epoch, 1)
-                wait_until(lambda last=last: any(epoch_of(path) > last for path in state.glob("runs/*/epoch-*")))
-                process.send_signal(number)
+                try:
+                    wait_until(lambda last=last: any(epoch_of(path) > last for path in state.glob("runs/*/epoch-*")))
+                    process.send_signal(number)
+                    process.wait(120)
+                finally:
+                    process.kill()
             assert process.returncode
             (run,) = tracking.connect().search_runs([tracking.experiment_id("cifar10")])
             assert run.info.status == "KILLED"
@@ -138,6 +147,15 @@ def test_threads_that_wait_give_their_cores_away(module: str, given: dict[str, s
     command = [sys.executable, "-c", f"import {module}"]
     told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr
     assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told)) == {spins}
+
+
+def test_a_stop_counts_more_than_what_could_not_be_noted_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    def act() -> None:
+        raise ConnectionError("MLflow is away")
+
+    with pytest.raises(KeyboardInterrupt), tracking.when_told_to_stop(act):
+        raise KeyboardInterrupt
+    assert "MLflow is away" in caplog.text
 
 
 def test_a_run_without_an_artifact_says_so() -> None:
