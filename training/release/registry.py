@@ -43,11 +43,11 @@ def register(run_id: str, model_uri: str, name: str, lock: Lock = state_lock) ->
     run = client.get_run(run_id)
     tags = {key: run.data.tags[key] for key in ("model", "data", "data_fingerprint", "git_commit")}
     tags |= {"test_accuracy": f"{run.data.metrics['test_accuracy']:.4f}", "model_uri": model_uri}
-    known = client.search_model_versions(f"name = '{name}' and tags.model_uri = '{model_uri}'")
-    version = known[0] if known else mlflow.register_model(model_uri, name, tags=tags)
-    if not version.description:
-        client.update_model_version(name, version.version, description(run, version_uri(name, version.version)))
     with lock(name):
+        known = client.search_model_versions(f"name = '{name}' and tags.model_uri = '{model_uri}'")
+        version = known[0] if known else mlflow.register_model(model_uri, name, tags=tags)
+        if not version.description:
+            client.update_model_version(name, version.version, description(run, version_uri(name, version.version)))
         _name_challenger(name)
     log.info("registered %s version %s", name, version.version)
     return str(version.version)
@@ -103,8 +103,13 @@ def history(name: str) -> list[str]:
     known = (_tags(name).get(CHAMPIONS) or (current.tags.get(PREVIOUS, "") if current else "")).split()
     if current:
         present = str(current.version)
-        known = [*known[: known.index(present) if present in known else None], present]
+        known = _up_to(known, present) if present in known else [*known, present]
     return known
+
+
+def _up_to(history: list[str], version: str) -> list[str]:
+    """A history up to the last time that a version was the champion."""
+    return history[: len(history) - history[::-1].index(version)]
 
 
 def crown(name: str, history: Sequence[str]) -> None:
@@ -140,7 +145,7 @@ def rollback(name: str, hold: bool = False, lock: Lock = state_lock) -> str:
         if hold:
             since = f"since version {current.version} was rolled back on {today}"
             tracking.connect().set_registered_model_tag(name, HELD, since)
-        crown(name, known[: known.index(version) + 1])
+        crown(name, _up_to(known[:-1], version))
         reason = current.tags.get(DECISION, "by hand")
         record_decision(name, str(current.version), True, f"{reason}. Rolled back to version {version} on {today}")
     log.info("version %s is the champion again, in place of version %s", version, current.version)
@@ -152,7 +157,7 @@ def _why_none_is_left(deleted: list[str]) -> str:
         return "is the first: there is none to go back to"
     return (
         f"is the oldest that is kept: what was the champion before it is deleted ({listed(deleted)})\n"
-        "Clean-ups keep so many champions before the present one: python -m flows.clean_up keep_champions=5"
+        "Clean-ups keep five before the present one, unless keep_champions= says otherwise; an alias keeps any version."
     )
 
 

@@ -127,6 +127,18 @@ def test_a_repeated_call_finds_what_the_first_did_and_rollback_puts_the_champion
         assert f"version {first} is the champion again" in caplog.text
 
 
+def test_a_version_that_is_the_champion_again_keeps_those_before_it(tmp_path: Path) -> None:
+    with state_in(tmp_path):
+        client = tracking.connect()
+        client.create_registered_model(DEFAULT_NAME)
+        first, second, third = (str(client.create_model_version(DEFAULT_NAME, "s3://a").version) for _ in range(3))
+        for version in (first, second, first, third):
+            registry.crown(DEFAULT_NAME, [*registry.history(DEFAULT_NAME), version])
+        assert [registry.rollback(DEFAULT_NAME) for _ in range(3)] == [first, second, first]
+        with pytest.raises(UserError, match="there is none to go back to"):
+            registry.rollback(DEFAULT_NAME)
+
+
 def test_a_version_that_was_deleted_is_not_gone_back_to(tmp_path: Path) -> None:
     with state_in(tmp_path):
         client = tracking.connect()
