@@ -6,7 +6,10 @@ python -m serving.model.registry copy=bento.onnx model=models:/NAME@ALIAS, /VERS
 import os
 import re
 import shutil
+import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,11 @@ def _without_user(uri: str) -> str:
     It shows addresses in what it prints, raises and keeps.
     """
     parts = urlsplit(uri)
+    if "@" in uri and parts.username is None and not parts.scheme.startswith(("sqlite", "file")):
+        raise UserError(
+            "MLFLOW_TRACKING_URI has an @ that does not end a user and a password\n"
+            "In a password / is written as %2F, ? as %3F and # as %23, and in a path @ as %40."
+        )
     if not parts.scheme.startswith("http") or parts.username is None:
         return uri
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
@@ -110,18 +118,19 @@ def _make_whole(file: Path) -> None:
     """Creates MLflow's database, or brings it to this MLflow's tables, in one process at a time.
 
     MLflow itself takes no lock for that, and a second process in it leaves a database that is broken for good. A new
-    one takes its place when it is whole: a process that is killed meanwhile leaves none.
+    one takes its place when it is whole: a process that is killed meanwhile leaves none. Of an older one a copy stays.
     """
     if _is_whole(file):
         return
     with file_lock(file.parent, file.name):
-        if file.exists():
-            _make_tables(file)
-        else:
+        if not file.exists():
             new = file.with_name(f"{file.name}.new")
             new.unlink(missing_ok=True)
             _make_tables(new)
             new.replace(file)
+        elif not _is_whole(file):
+            _migrate(file)
+            _make_tables(file)
 
 
 def _is_whole(file: Path) -> bool:
@@ -129,9 +138,32 @@ def _is_whole(file: Path) -> bool:
 
     if not file.exists():
         return False
+    with _engine(file) as engine:
+        latest = utils._get_latest_schema_revision()
+        return bool(utils._all_tables_exist(engine)) and utils._get_schema_version(engine) == latest
+
+
+def _migrate(file: Path) -> None:
+    """Brings what an older MLflow has made to this one's tables, after a copy of it: FILE.REVISION."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+
+    with _engine(file) as engine:
+        if not (revision := utils._get_schema_version(engine)):
+            return  # there are no tables
+        ScriptDirectory.from_config(utils._get_alembic_config("")).get_revision(revision)  # or a newer MLflow's
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(f"{file}.{revision}")) as copy:
+            old.backup(copy)
+        utils._upgrade_db(engine)
+
+
+@contextmanager
+def _engine(file: Path) -> Iterator[Any]:
+    from mlflow.store.db import utils
+
     engine = utils.create_sqlalchemy_engine(f"sqlite:///{file}")
     try:
-        return bool(utils._all_tables_exist(engine))
+        yield engine
     finally:
         engine.dispose()
 

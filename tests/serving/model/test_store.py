@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from serving.model.errors import RegistryError
-from serving.model.registry import champion_uri
+from serving.model.errors import RegistryError, UserError
+from serving.model.registry import champion_uri, connect
 from serving.model.store import ModelStore
 from tests.helpers.state import Trained, state_in
 
@@ -100,3 +100,10 @@ def test_a_registry_that_goes_away_while_it_is_asked_leaves_what_is_kept(
 
     monkeypatch.setattr("serving.model.registry.run_of", gone)
     assert store.load().version == trained.version
+
+
+@pytest.mark.parametrize("address", ["http://ann:pass/word@host", "postgresql://ann:pass/word@host/mlflow"])
+def test_a_password_that_reads_as_a_path_is_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(UserError, match="/ is written as %2F") as refusal:
+        connect(address)
+    assert "word@" not in str(refusal.value)
