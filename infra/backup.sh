@@ -37,7 +37,9 @@ restore_state() {
     [[ $(realpath -m "$STATE_DIR") == "$was" ]] ||
         refuse "the backup is of $was, to which the paths in it lead, and not of $STATE_DIR" \
             "Restore it there: STATE_DIR=$was."
-    for file in "$STATE_DIR/mlflow.db" "$STATE_DIR/mlartifacts" "$PREFECT_HOME/prefect.db"; do
+    # What SQLite keeps beside a database would be taken for a part of the restored one.
+    for file in "$STATE_DIR"/mlflow.db{,-journal,-wal,-shm} "$STATE_DIR/mlartifacts" \
+        "$PREFECT_HOME"/prefect.db{,-journal,-wal,-shm}; do
         [[ ! -e $file ]] ||
             refuse "$file is there already, and is not written over" "Move it away first, with all of $STATE_DIR."
     done
@@ -67,15 +69,19 @@ backup_stack() {
 }
 
 restore_stack() {
-    local database
+    local database mlflow prefect artifacts
     $STACK up --detach postgres storage
     for _ in {60..0}; do  # over TCP, as in infra/compose.yaml
         ! inside postgres pg_isready --quiet --host 127.0.0.1 --username postgres || break
         sleep 1
     done
-    [[ $(tables mlflow) == 0 && $(tables prefect) == 0 && -z $(inside storage ls /data/mlflow) ]] ||
+    inside postgres pg_isready --quiet --host 127.0.0.1 --username postgres ||
+        refuse "the stack's postgres does not answer" "See what it says: $STACK logs postgres"
+    mlflow=$(tables mlflow) prefect=$(tables prefect)
+    artifacts=$(inside storage ls /data/mlflow)
+    [[ $mlflow == 0 && $prefect == 0 && -z $artifacts ]] ||
         refuse "the stack's databases or artifacts are not empty, and are not written over" \
-            "Restore before the first make up, or remove all volumes: $STACK down --volumes"
+            "Restore before the first make up, or after removing the volumes postgres and artifacts."
     inside storage tar -C /data/mlflow -xf - < "$folder/artifacts.tar"
     for database in prefect mlflow; do
         inside postgres psql --username postgres --quiet --output /dev/null --set ON_ERROR_STOP=1 --single-transaction \

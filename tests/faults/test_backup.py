@@ -72,6 +72,11 @@ def test_a_lost_state_directory_is_restored_with_its_champions(tmp_path: Path) -
         shutil.rmtree(state)
 
         assert_refused(make("restore", backup, f"STATE_DIR={tmp_path / 'other'}"), f"STATE_DIR={state}")
+        log = prefect.with_name("prefect.db-wal")
+        log.parent.mkdir(parents=True)
+        log.write_bytes(b"of the database that was lost")
+        assert_refused(make("restore", backup), f"{log} is there already")
+        log.unlink()
         assert_done(make("restore", backup))
         with closing(sqlite3.connect(prefect)) as restored:
             assert restored.execute("SELECT id FROM runs").fetchall() == [(1,)]
@@ -113,7 +118,7 @@ def test_a_lost_stack_is_restored_from_dumps_and_the_bucket(tmp_path: Path, monk
         with sqlalchemy.create_engine(postgres.url("psycopg2", "prefect")).begin() as connection:
             connection.execute(sqlalchemy.text("CREATE TABLE deployment AS SELECT 'weekly' AS name"))
         assert_done(make("backup", *words))
-        assert_refused(make("restore", *words), "not empty", "down --volumes")
+        assert_refused(make("restore", *words), "not empty", "removing the volumes")
     shutil.rmtree(bucket)
     bucket.mkdir()
 

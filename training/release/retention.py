@@ -104,16 +104,22 @@ def free_runs(
         ]
         free = unneeded_runs(runs, needed_runs(runs, models, versions) | {*in_use}, keep_runs, before)
         sizes = {run.info.run_id: artifact_bytes(run.info.artifact_uri) for run in free}
-        models = [model for model in models if model.source_run_id in sizes]
         for model in models:
-            sizes[str(model.source_run_id)] += artifact_bytes(model.artifact_location)
+            if model.source_run_id in sizes:
+                sizes[model.source_run_id] += artifact_bytes(model.artifact_location)
         for run in [] if dry_run else free:
             if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
                 client.delete_run(run.info.run_id)
+        if not dry_run:  # while the sizes were asked for, which takes a while, one may have become a version
+            for run_id in needed_runs(runs, models, _all(client.search_model_versions)) & sizes.keys():
+                client.restore_run(run_id)
+                del sizes[run_id]
         for model in models if database and not dry_run else []:
-            client.delete_logged_model(model.model_id)
+            if model.source_run_id in sizes:
+                client.delete_logged_model(model.model_id)
     except Exception as error:
-        raise named_error(error, "what MLflow keeps") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RegistryError(f"MLflow's runs can't be cleaned up now ({reason})") from error
     if sizes and database and not dry_run:
         collect(sizes, database)
     return [Freed(run_id, size) for run_id, size in sizes.items()], database is not None
@@ -229,10 +235,20 @@ def free_checkpoints(before: datetime, dry_run: bool) -> tuple[list[Freed], set[
                 file_lock(tracking.state_dir(), folder.name, timeout=0),
             ):  # training/train.py
                 freed.append(_removed(folder, dry_run))
+                if run_id and not dry_run:
+                    _end(run_id)
                 continue
         if run_id:
             kept.add(run_id)
     return freed, kept
+
+
+def _end(run_id: str) -> None:
+    """Lets MLflow have as killed what it has as RUNNING, though nobody was there any more to say so."""
+    client = tracking.connect()
+    with contextlib.suppress(MlflowException):  # the run is gone as well
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
 
 
 def free_caches(before: datetime, dry_run: bool) -> list[Freed]:

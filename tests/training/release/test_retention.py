@@ -20,7 +20,7 @@ from training import tracking
 from training.config import compose
 from training.data.split import load_data
 from training.loop.checkpoint import Checkpoints
-from training.release import registry
+from training.release import registry, retention
 from training.release.retention import (
     collect,
     free_caches,
@@ -142,6 +142,36 @@ def test_the_champions_that_are_kept_can_be_rolled_back_to_after_a_clean_up(stat
         f"before it is deleted ({second}, {third})",
         "keep_champions",
     )
+
+
+def test_a_run_that_becomes_a_version_meanwhile_is_not_freed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number, run_id = version()
+    client = tracking.connect()
+    source = client.get_model_version(DEFAULT_NAME, number).source
+    client.delete_model_version(DEFAULT_NAME, number)
+    size_of = retention.artifact_bytes
+
+    def while_it_is_asked_for(uri: str) -> int:
+        if not client.search_model_versions():
+            mlflow.register_model(source, DEFAULT_NAME)
+        return size_of(uri)
+
+    monkeypatch.setattr(retention, "artifact_bytes", while_it_is_asked_for)
+    assert free_runs(DEFAULT_NAME, [], 0, MONTH_AGO, [], dry_run=False) == ([], True)
+    assert client.get_run(run_id).info.lifecycle_stage == "active"
+    (registered,) = client.search_model_versions()
+    assert registry.model(registered)
+
+
+def test_a_run_whose_checkpoint_nobody_went_on_from_was_killed(state: Path) -> None:
+    run_id = run("RUNNING")
+    checkpoints = Checkpoints(state / "runs" / "interrupted")
+    checkpoints.save(1, 1, {"model": {"weights": torch.zeros(10)}}, {})
+    checkpoints.run_id = run_id
+    os.utime(checkpoints.directory, (LONG_AGO.timestamp(),) * 2)
+    for dry_run, status in ((True, "RUNNING"), (False, "KILLED")):
+        free_checkpoints(MONTH_AGO, dry_run)
+        assert tracking.connect().get_run(run_id).info.status == status
 
 
 def test_of_a_database_that_is_away_the_password_is_not_told(state: Path) -> None:
