@@ -16,7 +16,9 @@ OUT_OF_MEMORY = (
 # What stands before the host of an address, also of one that became a path and lost a slash (models:/NAME@ALIAS has no
 # host); and the names of variables whose values are credentials wherever they turn up.
 USER_INFO = re.compile(r"\b([a-z][\w+.-]+://|https?:/)[^/\s]*@", re.IGNORECASE)
-SECRETS = re.compile(r"(PASSWORD|SECRET|TOKENS?|AUTH_STRING|(ACCESS|API|ACCOUNT)_KEY(_ID)?)$", re.IGNORECASE)
+SECRETS = re.compile(
+    r"(PASSWORD|SECRET|TOKENS?|(AUTH|CONNECTION)_STRING|(SECRET|ACCESS|API|ACCOUNT)_KEY(_ID)?)$", re.IGNORECASE
+)
 SHORTEST_SECRET = 8  # what is shorter may be a part of any word
 
 
@@ -26,8 +28,9 @@ def without_credentials(text: str) -> str:
     for name, values in os.environ.items():
         if SECRETS.search(name):
             for value in values.split(","):
-                if len(value) >= SHORTEST_SECRET:
-                    text = text.replace(value, "***")
+                for secret in (value, value.partition(":")[2]):  # of USER:PASSWORD the latter alone as well
+                    if len(secret) >= SHORTEST_SECRET:
+                        text = text.replace(secret, "***")
     return text
 
 

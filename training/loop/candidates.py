@@ -42,7 +42,8 @@ def noted(failures: Failures, name: str, but: tuple[type[Exception], ...] = ()) 
     except but:
         raise
     except Exception as error:
-        log.warning("%s failed: %s", name, reason(error), exc_info=None if in_words(error) else error)
+        where = "" if in_words(error) else f"\n{without_credentials(''.join(traceback.format_exception(error)))}"
+        log.warning("%s failed: %s%s", name, reason(error), where)
         for each in causes(error):  # they hold the failed one's memory, which the next one needs
             traceback.clear_frames(each.__traceback__)
         clear_device_cache(garbage_collection=True)

@@ -91,10 +91,13 @@ def test_full_shared_memory_is_not_a_full_disk() -> None:
         ("postgresql+psycopg2://ann:p@w@host/db and s3://key:pw@host", "postgresql+psycopg2://host/db and s3://host"),
         ("https:/ann:pw@host/x.zip", "https:/host/x.zip"),  # as a path
         ("SignatureDoesNotMatch: a-secret-key", "SignatureDoesNotMatch: ***"),
+        ("refused: the-storage-s key, ann:their-password or their-password", "refused: *** key, *** or ***"),
         *((each, each) for each in ("models:/NAME@ALIAS", "ann@host", "http://host/@x", "/data/a@b", "sqlite:////a@b")),
     ],
 )
 def test_what_is_told_holds_no_credential(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    monkeypatch.setenv("S3_SECRET_KEY", "the-storage-s")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:their-password")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/data/a@b")
     assert without_credentials(text) == str(UserError(text)) == str(RegistryError(text)) == shown
