@@ -128,8 +128,8 @@ up:  ## Start the whole stack in containers; needs make env and make images; DEV
 
 .PHONY: down
 down:  ## Cancel the runs, saying which, and stop the stack; the volumes stay, and a run goes on from its checkpoint
-	@$(STACK) stop worker
-	@$(STACK) logs --tail 20 worker 2>&1 | grep stopping || true
+	@$(STACK) stop worker upkeep
+	@$(STACK) logs --since 3m worker upkeep 2>&1 | grep stopping: || true
 	@$(STACK) down
 	@$(ENGINE) ps --quiet $(RUNS) | xargs --no-run-if-empty $(ENGINE) stop
 	@$(ENGINE) container prune --force $(RUNS)

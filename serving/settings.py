@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -44,10 +53,11 @@ class Settings(BaseSettings):
     max_batch: PositiveInt = MAX_BATCH  # of one run of the model; a GPU has use for 32 and more
     max_seconds: PositiveFloat = 10  # a request that is not answered so long after it has arrived gets 503
 
-    @field_validator("precision", mode="before")
+    @field_validator("precision", "providers", "max_batch", mode="before")
     @classmethod
-    def _exact(cls, value: Any) -> Any:
-        return value or "fp32"
+    def _default(cls, value: Any, info: ValidationInfo) -> Any:
+        """For what infra/compose.yaml hands on empty where it is not set."""
+        return value or cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
 
     @field_validator("root_path")
     @classmethod

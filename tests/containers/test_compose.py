@@ -208,7 +208,9 @@ def test_make_env_writes_a_random_value_for_every_secret_once(checkout: Path) ->
 def test_no_secret_has_a_default() -> None:
     variables = set(re.findall(r"\$\{(\w+):-", (INFRA / "compose.yaml").read_text()))
     ports = {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT"}
-    assert variables == {*ports, "ENGINE_SOCKET", "ENGINE_GROUP", "MODEL_NAME", "MLFLOW_ALLOWED_HOST"}
+    engine, mlflow = {"ENGINE_SOCKET", "ENGINE_GROUP"}, {"MLFLOW_ALLOWED_HOST"}
+    model = {"MODEL_NAME", "SERVING_PRECISION", "SERVING_PROVIDERS", "SERVING_MAX_BATCH"}
+    assert variables == {*ports, *engine, *mlflow, *model}
 
 
 @pytest.mark.slow
