@@ -226,17 +226,6 @@ def test_a_run_outlives_a_server_whose_container_is_made_anew(stack: Stack) -> N
     run.ends("CANCELLED")
 
 
-def test_a_run_whose_container_is_stopped_goes_on_in_another(stack: Stack) -> None:
-    run = ask(stack, "retrain/container", FOR_HOURS)
-    run.reaches("RUNNING")
-    (stopped,) = podman("ps", "--quiet", RUNS).split()
-    podman("stop", "--time=60", stopped)
-    wait_until(lambda: podman("ps", "--quiet", RUNS) not in ("", stopped), SECONDS_TO_RUN)
-    run.reaches("RUNNING")
-    run.cancel()
-    run.ends("CANCELLED")
-
-
 def leases() -> Any:
     """When each lease ends, by its id."""
     return json.loads(podman("exec", PREFECT, "cat", "/state/prefect/concurrency_leases/expirations.json"))
