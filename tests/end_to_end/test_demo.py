@@ -70,7 +70,7 @@ def test_a_stopped_demo_leaves_nothing_running(own_state: Path, number: int) -> 
     try:
         wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 128 + number, output + errors
