@@ -1,8 +1,8 @@
-"""A function's arguments from words like `key=value`, in the grammar of Hydra's command lines."""
+"""A command: its arguments from words like `key=value`, in the grammar of Hydra's command lines, and its table."""
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -10,6 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from prefect import Flow
 from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from serving.model.errors import UserError, exit_in_words, without_credentials
 
@@ -27,6 +29,15 @@ def run_command(function: Callable[..., T] | Flow[..., T], example: str) -> T:
         sys.exit()
     with exit_in_words():
         return function(**arguments(function, words))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Shows what a command returns; without rows nothing."""
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        Console().print(table)
 
 
 def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:

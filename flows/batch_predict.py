@@ -5,10 +5,8 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
-from rich.console import Console
-from rich.table import Table
 
-from flows.arguments import run_command
+from flows.arguments import print_table, run_command
 from flows.failures import RETRIES, cancellable
 from serving.batch.prediction import BatchPrediction, summary
 from serving.model.errors import NoPictures, UserError
@@ -66,9 +64,4 @@ def batch_predict(source: Path, target: Path, model: str = "", may_be_empty: boo
 
 
 if __name__ == "__main__":
-    rows = run_command(batch_predict, EXAMPLE)
-    if rows:
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        Console().print(table)
+    print_table(run_command(batch_predict, EXAMPLE))

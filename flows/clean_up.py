@@ -20,10 +20,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES
 from pydantic import Field
-from rich.console import Console
-from rich.table import Table
 
-from flows.arguments import run_command
+from flows.arguments import print_table, run_command
 from flows.failures import RETRIES, cancellable
 from flows.rollback import lock_everywhere
 from serving.model.errors import without_credentials
@@ -151,8 +149,4 @@ def clean_up(
 
 
 if __name__ == "__main__":
-    rows = run_command(clean_up, EXAMPLE)
-    table = Table(*rows[0])
-    for each in rows:
-        table.add_row(*map(str, each.values()))
-    Console().print(table)
+    print_table(run_command(clean_up, EXAMPLE))
