@@ -54,7 +54,12 @@ def test_it_trains_candidates_and_registers_the_best(prefect_api: None) -> None:
     version = retrain(
         models=models,
         data="digits",
-        overrides=[*TINY_OVERRIDES, "model.backbone=tf_efficientnet_lite0", "model.weights=package"],
+        overrides=[
+            *TINY_OVERRIDES,
+            "model.backbone=tf_efficientnet_lite0",
+            "model.weights=package",
+            "trainer.num_workers=1",  # a process that is forked from one with Prefect's threads
+        ],
     )
     registered = tracking.connect().get_model_version(DEFAULT_NAME, version)
     assert registered.tags["decision"]
