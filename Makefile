@@ -159,6 +159,11 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 	$(LOCK) requirements/train-gpu.in -c requirements/dev.txt -o requirements/train-gpu.txt
 	$(LOCK) requirements/serve.in -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) requirements/serve-gpu.in -c requirements/dev.txt -o requirements/serve-gpu.txt
+	$(LOCK) requirements/scale.in -c requirements/dev.txt -o requirements/scale.txt
+
+.PHONY: scale
+scale: .venv/installed  ## Install what a cluster needs: Ray, Optuna, Kubernetes
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/scale.txt
 
 .PHONY: clean
 clean:  ## Remove the environment and all state: models, runs, caches
