@@ -145,13 +145,22 @@ class ModelSettings(Settings):
 class TrainerSettings(Settings):
     epochs: Count
     min_steps: Count | None
+    steps: Count | None
+    minutes: Positive | None
+    early_stopping: Count | None
+    image_size: Count | None
     batch_size: Count
     optimizer: Text
     lr: Positive
     weight_decay: NotNegative
     scheduler: Literal["constant", "cosine"]
     warmup_epochs: NotNegative
+    layer_decay: float = Field(gt=0, le=1)
     label_smoothing: LessThanOne
+    mixup: NotNegative
+    cutmix: NotNegative
+    drop_path: LessThanOne
+    ema: float | None = Field(gt=0, lt=1)
     class_balance: Literal["none", "loss"]
     accumulate_batches: Count
     clip_grad_norm: Positive | None
@@ -159,7 +168,7 @@ class TrainerSettings(Settings):
     frozen_stages: int = Field(ge=0)
     precision: Literal["auto", "no", "fp16", "bf16"]
     compile: bool
-    num_workers: int = Field(ge=0)
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"]
     resume: Literal["auto", "never"]
 
     @field_validator("optimizer")
@@ -168,6 +177,27 @@ class TrainerSettings(Settings):
         if name not in list_optimizers():
             raise ValueError("should be one of timm's optimizers, such as adam, adamw or sgd")
         return name
+
+    @field_validator("minutes")
+    @classmethod
+    def _is_the_only_length(cls, minutes: float | None, others: ValidationInfo) -> float | None:
+        if minutes and others.data.get("steps"):
+            raise ValueError(f"trainer.steps={others.data['steps']} says how long to train as well; give one of them")
+        return minutes
+
+    @property
+    def length(self) -> str:
+        """How long training takes, in words."""
+        if self.minutes:
+            return f"{self.minutes:g} minutes"
+        return f"{self.steps} steps" if self.steps else f"{self.epochs} epochs"
+
+    def of_the_backbone(self) -> list[str]:
+        """What is set that has no effect where the backbone is frozen."""
+        names = ("image_size", "layer_decay", "mixup", "cutmix", "drop_path")
+        default = {"layer_decay": 1.0}
+        values = {name: getattr(self, name) for name in names}
+        return [f"trainer.{name}={value}" for name, value in values.items() if value and value != default.get(name)]
 
 
 class SmallDataSettings(Settings):

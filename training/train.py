@@ -25,7 +25,7 @@ from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints
-from training.loop.processes import join
+from training.loop.devices import join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Trainer
@@ -81,9 +81,11 @@ def set_up(settings: TrainSettings) -> Run:
         )
     chosen = settings.trainer
     log.info(
-        f"training {'the head' if chosen.freeze_backbone else 'the network'} for {chosen.epochs} epochs in batches of "
-        f"{chosen.batch_size}, at {settings.model.image_size} pixels"
+        f"training {'the head' if chosen.freeze_backbone else 'the network'} for {chosen.length} in batches of "
+        f"{chosen.batch_size}, at {chosen.image_size or settings.model.image_size} pixels"
     )
+    if chosen.freeze_backbone and (idle := chosen.of_the_backbone()):
+        log.warning(f"the head alone is trained: {', '.join(idle)} change nothing")
     key = run_key(settings, data)
     checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
@@ -99,7 +101,8 @@ def build_trainer(
 ) -> Trainer:
     """The model with its first weights and what trains it, on `train` and `validation` of the data."""
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, len(data.classes))
+    drop_path = 0.0 if settings.trainer.freeze_backbone else settings.trainer.drop_path
+    model = build_model(settings.model, len(data.classes), drop_path)
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
     train_set = AlbumentationsDataset(train, transform)
     return Trainer(settings.trainer, model, train_set, validation, settings.seed, checkpoints)
@@ -110,7 +113,8 @@ def try_out(settings: TrainSettings) -> None:
     settings, data = read(settings)
     first = np.arange(settings.trainer.batch_size)
     train, validation = (split.subset(first[: len(split)]) for split in (data.train, data.validation))
-    next(build_trainer(settings, data, train, validation).fit())
+    one_step = settings.trainer.model_copy(update={"steps": 1, "minutes": None})
+    next(build_trainer(settings.model_copy(update={"trainer": one_step}), data, train, validation).fit())
     clear_device_cache(garbage_collection=True)
 
 
@@ -122,15 +126,16 @@ def train(settings: TrainSettings) -> str:
     with (
         exclusive_run(settings, run.key),
         tracking.training_run(settings, data, run.key, unfinished) as run_id,
-        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, settings.trainer.epochs)),
+        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, trainer.epochs)),
     ):
         checkpoints.run_id = run_id
         epochs = trainer.fit()
-        mlflow.set_tags({"processes": trainer.accelerator.num_processes, "threads": torch.get_num_threads()})
+        processes, threads = trainer.accelerator.num_processes, torch.get_num_threads()
+        mlflow.set_tags({"processes": processes, "threads": threads, "steps": trainer.total_steps})
         for epoch in epochs:
             metrics = epoch.metrics
             log.info(
-                f"epoch {epoch.number} of {settings.trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "
+                f"epoch {epoch.number} of {trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "
                 f"accuracy {metrics['validation_accuracy']:.2%}, {metrics['images_per_second']:.0f} images per second"
             )
             mlflow.log_metrics(metrics, step=epoch.number)

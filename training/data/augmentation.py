@@ -2,15 +2,16 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import albumentations as A
 import cv2
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from training.data.pictures import Pictures
 from training.settings import TransformsSettings, build
@@ -62,13 +63,13 @@ class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, pictures: Pictures, transform: A.Compose) -> None:
         self.pictures = pictures
         self.transform = transform
-        self.seed = 0
+        self.seed = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see the next epoch's
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        random_generator = np.random.default_rng((self.seed, index))
+        random_generator = np.random.default_rng((int(self.seed), index))
         self.transform.set_random_state(random_generator, random.Random(int(random_generator.integers(2**63))))  # noqa: S311
         image: Tensor = self.transform(image=self.pictures[index])["image"]
         # ToTensorV2 puts the channels first; the model's own layout has them last.
@@ -76,7 +77,26 @@ class AlbumentationsDataset(Dataset[tuple[Tensor, int]]):
 
     def set_seed(self, seed: int) -> None:
         """Makes the augmentation that follows a function of `seed` and the picture's index, whoever asks for it."""
-        self.seed = seed
+        self.seed.fill_(seed)
+
+
+class Shuffled(Sampler[int]):
+    """The indices of some of `size` pictures in an order that follows from `seed`, whoever asks for it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.taken = size
+        self.seed = 0
+
+    def take(self, count: int) -> None:
+        """Lets the passes that follow end after so many, at most `size`."""
+        self.taken = min(count, self.size)
+
+    def __len__(self) -> int:
+        return self.taken
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed))
+        return iter(order[: self.taken].tolist())
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -24,7 +24,7 @@ def suited(settings: TrainSettings, pictures: int) -> TrainSettings:
             values["trainer"] |= entry.trainer
             break
     trainer = values["trainer"]
-    if trainer["min_steps"]:
+    if trainer["min_steps"] and not trainer["steps"] and not trainer["minutes"]:
         steps = max(1, pictures // trainer["batch_size"])
         trainer["epochs"] = max(trainer["epochs"], math.ceil(trainer["min_steps"] / steps))
     trainer["min_steps"], values["small_data"] = None, []

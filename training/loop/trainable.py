@@ -6,8 +6,8 @@ from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
 from serving.model.errors import UserError
-from training.loop.processes import join
-from training.model.backbones import own_settings
+from training.loop.devices import join
+from training.model.backbones import own_settings, takes_drop_path
 from training.model.classifier import ImageClassifier, build_model
 from training.settings import ModelSettings, TrainSettings
 
@@ -23,24 +23,41 @@ def check_trainable(settings: TrainSettings) -> None:
         raise UserError(f"{settings.model.backbone} can't be exported to ONNX, so it could not be served; take another")
     if settings.small_data:  # the rest may change with the number of pictures: asked again when that is known
         return
-    model = _on_paper(settings.model)
     trainer = settings.trainer
-    if trainer.frozen_stages and not trainer.freeze_backbone:
-        try:
-            model.stages()
-        except Exception as error:  # timm's models each in their own way
-            raise UserError(
-                f"trainer.frozen_stages={trainer.frozen_stages}: timm does not know the stages of "
-                f"{settings.model.backbone}; give trainer.frozen_stages=0, or trainer.freeze_backbone=true"
-            ) from error
+    model = _on_paper(settings.model)
+    if not trainer.freeze_backbone:
+        _check_backbone(settings, model)
     trained: nn.Module = model.head if trainer.freeze_backbone else model
-    if trainer.batch_size // join().num_processes < 2 and any(
-        isinstance(module, NORMS) for module in trained.modules()
-    ):
+    batch = trainer.batch_size // join().num_processes
+    if batch < 2 and any(isinstance(module, NORMS) for module in trained.modules()):
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: {settings.model.backbone} has batch norm, which needs at least "
             "2 pictures in each process"
         )
+
+
+def _check_backbone(settings: TrainSettings, model: ImageClassifier) -> None:
+    """Of a backbone that is trained itself."""
+    trainer, name = settings.trainer, settings.model.backbone
+    if trainer.image_size:
+        _on_paper(settings.model.model_copy(update={"image_size": trainer.image_size}), "trainer")
+    if trainer.drop_path and not takes_drop_path(name):
+        raise UserError(f"trainer.drop_path={trainer.drop_path}: {name} has no blocks that can be left out; give 0")
+    if (trainer.mixup or trainer.cutmix) and trainer.batch_size // join().num_processes % 2:
+        raise UserError(
+            f"trainer.batch_size={trainer.batch_size}: trainer.mixup and trainer.cutmix take pictures in pairs, in "
+            "each process; give an even number"
+        )
+    for key in ("frozen_stages", "layer_decay"):
+        value, without = getattr(trainer, key), {"frozen_stages": 0, "layer_decay": 1.0}[key]
+        if value != without:
+            try:
+                model.group_matcher(coarse=key == "frozen_stages")
+            except Exception as error:  # timm's models each in their own way
+                raise UserError(
+                    f"trainer.{key}={value}: timm does not know the stages of {name}; give trainer.{key}={without}, or "
+                    "trainer.freeze_backbone=true"
+                ) from error
 
 
 def _check_optimizer(name: str) -> None:
@@ -54,8 +71,8 @@ def _check_optimizer(name: str) -> None:
         raise UserError(f"trainer.optimizer={name} can't be used here: {reason}")
 
 
-def _on_paper(settings: ModelSettings) -> ImageClassifier:
-    """The model without memory for its numbers, once it has answered a batch."""
+def _on_paper(settings: ModelSettings, group: str = "model") -> ImageClassifier:
+    """The model without memory for its numbers, once it has answered a batch; `group` names the size that it had."""
     random = settings.model_copy(update={"weights": "none"})
     with torch.device("meta"):
         model = build_model(random, classes=2)
@@ -65,7 +82,7 @@ def _on_paper(settings: ModelSettings) -> ImageClassifier:
             own = own_settings(settings.backbone)
             reason = " ".join(str(error).split())
             raise UserError(
-                f"model.image_size={settings.image_size}: {settings.backbone} can't look at pictures of that size "
+                f"{group}.image_size={settings.image_size}: {settings.backbone} can't look at pictures of that size "
                 f"({reason:.100}).\nIt was made for {own.image_size}."
             ) from error
     return model

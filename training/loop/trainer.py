@@ -1,8 +1,11 @@
 """Trainer: the loop, validation, checkpoints, resume."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,20 +15,25 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from serving.model.cpus import cpus
 from serving.model.errors import UserError
-from training.data.augmentation import AlbumentationsDataset, epoch_seed
+from training.data.augmentation import AlbumentationsDataset, Shuffled, epoch_seed
 from training.data.pictures import Pictures
-from training.loop import cpu
 from training.loop.checkpoint import Checkpoints, State, Tensors, flatten_optimizer, unflatten_optimizer
+from training.loop.devices import (
+    copy_buffers_from_first,
+    depthwise_in_float32,
+    join,
+    precision,
+    prepare,
+    take_threads,
+    workers,
+)
 from training.loop.features import Features, augmented_features, plain_features
-from training.loop.processes import copy_buffers_from_first, join
+from training.loop.optimization import AveragedWeights, Loss, build_optimizer, build_schedule, freeze, train_mode
 from training.model.classifier import ImageClassifier
 from training.progress import progress
 from training.settings import TrainerSettings
@@ -33,7 +41,9 @@ from training.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 # What a checkpoint holds of the trainer itself.
-PROGRESS = ("epoch", "best_epoch", "best_accuracy")
+PROGRESS = ("epoch", "best_epoch", "best_accuracy", "total_steps")
+WARM_UP_STEPS = 2  # in which kernels are chosen and memory is allocated
+MEASURED_SHARE = 0.03  # of a time budget, for the steps by which it becomes a number of steps
 
 
 @dataclass
@@ -75,60 +85,74 @@ class Trainer:
         if not self.batch_size:
             raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
-        self.generator = torch.Generator()
-        self.num_workers = min(settings.num_workers, cpus())
-        classes = int(model.head[-1].out_features)  # type: ignore[arg-type]
-        balanced = settings.class_balance == "loss"
-        self.class_weights = class_weights(train.pictures.labels, classes) if balanced else None
+        self.num_workers = workers(settings.num_workers, processes)
 
-        cpu.keep_freed_memory()
+        prepare()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision=_precision(settings.precision),
+            mixed_precision=precision(settings.precision),
             gradient_accumulation_steps=settings.accumulate_batches,
             # The processes share the batches out among them, so their number does not change what is learnt.
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         )
-        if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
-            cpu.depthwise_in_float32(model)
+        self.device = self.accelerator.device
+        self.loss = Loss(settings, train.pictures.labels, int(model.head[-1].out_features), self.device)  # type: ignore[arg-type]
+        if self.device.type == "cpu" and self.accelerator.mixed_precision == "bf16":
+            depthwise_in_float32(model)
+        model.preprocessing.training_size = settings.image_size
         network: nn.Module = model.head if settings.freeze_backbone else model
         if not settings.freeze_backbone:
             freeze(model, settings.frozen_stages)
-        optimizer = create_optimizer_v2(network, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
-        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+        self.average = AveragedWeights(network, settings.ema).to(self.device) if settings.ema else None
+        optimizer = build_optimizer(settings, network)
+        if processes > 1 and self.device.type == "cuda":
             network = convert_sync_batchnorm(network)  # PyTorch's own would drop the activations in timm's layers
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if settings.compile:
             self.model.compile()
-        self.scheduler, _ = create_scheduler_v2(
-            self.optimizer,
-            settings.scheduler,
-            num_epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # timm takes fractions as well
-            step_on_epochs=False,
-            updates_per_epoch=self.steps,
-        )
 
+        self.scheduler: Scheduler | None = None
         self.epoch = 0
         self.best_epoch = 0
         self.best_accuracy = -1.0
+        self.total_steps = settings.steps or settings.epochs * self.steps
+
+    @property
+    def epochs(self) -> int:
+        """How many there will be, unless it stops early; the last may be a part of one."""
+        return math.ceil(self.total_steps / self.steps)
 
     def fit(self) -> Iterator[Epoch]:
         """Trains the epochs that are left, yielding what each came to; ends with the best epoch's weights.
 
-        It has resumed when it returns, and `torch.get_num_threads()` are the run's.
+        It has resumed when it returns, a time budget has become `total_steps`, and `torch.get_num_threads()` are the
+        run's.
         """
-        self._resume()
-        return self._epochs()
-
-    def _epochs(self) -> Iterator[Epoch]:
         start = time.perf_counter()
-        loader = self._loader()
+        if self.checkpoints and self.settings.resume == "never":
+            if self.accelerator.is_main_process:
+                self.checkpoints.forget_epochs()
+            self.accelerator.wait_for_everyone()
+        checkpoint = self.checkpoints.last() if self.checkpoints else None
+        sampler, loader = self._loader()
         feature_seconds = time.perf_counter() - start
-        while self.epoch < self.settings.epochs:
+        if self.settings.compile:
+            self._rehearse(sampler, loader, WARM_UP_STEPS)
+        if self.settings.minutes and not checkpoint:
+            self.total_steps = self._affordable(60 * self.settings.minutes, start, sampler, loader)
+        if checkpoint:
+            self.total_steps = checkpoint[1]["total_steps"]
+        self.scheduler = build_schedule(self.settings, self.optimizer, self.total_steps, self.steps)
+        if checkpoint:
+            self.load_state_dict(*checkpoint)
+            log.info("resuming from the checkpoint of epoch %d", self.epoch)
+        return self._epochs(sampler, loader, feature_seconds)
+
+    def _epochs(self, sampler: Shuffled, loader: DataLoader, feature_seconds: float) -> Iterator[Epoch]:
+        while self.epoch < self.epochs and not self._stops_early():
             self.epoch += 1
-            epoch = self._train_epoch(loader)
+            epoch = self._train_epoch(sampler, loader)
             epoch.metrics["validation_accuracy"] = accuracy = self._validate()
             if self.settings.freeze_backbone:
                 epoch.metrics["feature_seconds"] = feature_seconds  # once for all epochs
@@ -140,59 +164,56 @@ class Trainer:
                 self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
             self.accelerator.wait_for_everyone()
         if self.checkpoints and self.best_epoch != self.epoch:
-            self.classifier.load_state_dict(self.checkpoints.load(self.best_epoch)[0]["model"])
+            self.load_state_dict(*self.checkpoints.load(self.best_epoch))
+        if self.average:
+            self.average.exchange(self.accelerator.unwrap_model(self.model))
         self.accelerator.wait_for_everyone()
         # After the last epoch the classifier answers in float32; unwrapping it before would end mixed precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
-    def _loader(self) -> DataLoader:
+    def _stops_early(self) -> bool:
+        patience = self.settings.early_stopping
+        if not patience or self.epoch - self.best_epoch < patience:
+            return False
+        log.info("stopping after epoch %d: none since epoch %d was better", self.epoch, self.best_epoch)
+        return True
+
+    def _loader(self) -> tuple[Shuffled, DataLoader]:
         """Batches of augmented pictures, or of what a frozen backbone makes of them."""
         train_set: AlbumentationsDataset | Features = self.train_set
         if self.settings.freeze_backbone:
             self.train_set.set_seed(epoch_seed(self.seed, 0))
-            self.classifier.to(self.accelerator.device)
+            self.classifier.to(self.device)
             with self.accelerator.autocast():
                 train_set = augmented_features(self.classifier, self.train_set, self.batch_size, self.num_workers)
                 if isinstance(self.validation_set, Pictures):
                     self.validation_set = plain_features(self.classifier, self.validation_set, self.batch_size)
+        sampler = Shuffled(len(train_set))
         loader = DataLoader(
             train_set,
             self.batch_size,
-            shuffle=True,
-            generator=self.generator,
+            sampler=sampler,
             num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.device.type == "cuda",
             drop_last=True,  # batch norm can't learn from a last batch of one
         )
         prepared: DataLoader = self.accelerator.prepare(loader)
-        return prepared
+        return sampler, prepared
 
-    def _train_epoch(self, loader: DataLoader) -> Epoch:
-        seed = epoch_seed(self.seed, self.epoch)
-        self.generator.manual_seed(seed)
-        torch.manual_seed(epoch_seed(seed, self.accelerator.process_index))  # of dropout
-        self.train_set.set_seed(seed)
-        train_mode(self.model)
-
-        weights = None if self.class_weights is None else self.class_weights.to(self.accelerator.device)
+    def _train_epoch(self, sampler: Shuffled, loader: DataLoader) -> Epoch:
         first_step = (self.epoch - 1) * self.steps
-        losses: list[Tensor] = []
+        sampler.take((min(self.steps, self.total_steps - first_step)) * self.batch_size)
+        self._seed(sampler, self.epoch)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        for step, (images, labels) in enumerate(progress(loader, f"epoch {self.epoch}"), first_step):
-            self.scheduler.step_update(step)
-            with self.accelerator.accumulate(self.model):
-                loss = F.cross_entropy(
-                    self.model(images), labels, weights, label_smoothing=self.settings.label_smoothing
-                )
-                self.accelerator.backward(loss * self._share(step - first_step))
-                if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append(loss.detach())
-        seconds = time.perf_counter() - start
-
+        losses, waited = self._train_steps(loader, first_step)
         copy_buffers_from_first(self.model)
+        if self.average:
+            copy_buffers_from_first(self.average)
         values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
+        seconds = time.perf_counter() - start
         if not all(value == value for value in values):
             raise UserError(
                 f"the loss is not a number in epoch {self.epoch}; try a smaller trainer.lr, or trainer.precision=no"
@@ -201,81 +222,119 @@ class Trainer:
             "train_loss": sum(values) / len(values),
             "train_seconds": seconds,
             "images_per_second": len(values) * self.batch_size / seconds,
+            "input_share": waited / seconds,  # of the time, that the loop waited for pictures
             "lr": self.optimizer.param_groups[-1]["lr"],
         }
+        if self.device.type == "cuda":
+            metrics["peak_device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         return Epoch(self.epoch, metrics, dict(enumerate(values, first_step)))
 
-    def _share(self, batch: int) -> float:
+    def _seed(self, sampler: Shuffled, epoch: int) -> None:
+        """Makes all that is random a function of the run's seed and the epoch."""
+        sampler.seed = seed = epoch_seed(self.seed, epoch)
+        self.train_set.set_seed(seed)
+        own = epoch_seed(seed, self.accelerator.process_index)
+        torch.manual_seed(own)  # of dropout
+        np.random.seed(own)
+
+    def _train_steps(self, loader: DataLoader, first_step: int) -> tuple[list[Tensor], float]:
+        """A pass over the loader; returns the losses, still on the device, and the seconds that pictures took to come.
+
+        Nothing in it waits for a GPU, which is given step after step ahead of time.
+        """
+        train_mode(self.model)
+        network = self.accelerator.unwrap_model(self.model)
+        losses: list[Tensor] = []
+        waited = 0.0
+        asked = time.perf_counter()
+        for step, (images, labels) in enumerate(progress(loader, f"epoch {self.epoch}"), first_step):
+            waited += time.perf_counter() - asked
+            if self.scheduler:
+                self.scheduler.step_update(step)
+            with self.accelerator.accumulate(self.model):
+                loss = self.loss(self.model, images, labels)
+                self.accelerator.backward(loss * self._share(step - first_step, len(loader)))
+                if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if self.average and self.accelerator.sync_gradients:
+                self.average.update(network, step // self.settings.accumulate_batches + 1)
+            losses.append(loss.detach())
+            asked = time.perf_counter()
+        return losses, waited
+
+    def _rehearse(self, sampler: Shuffled, loader: DataLoader, steps: int) -> float:
+        """Trains so many steps and undoes what they changed; returns the seconds of one."""
+        before = deepcopy(self.state_dict())
+        sampler.take(steps * self.batch_size)
+        self._seed(sampler, 0)
+        start = time.perf_counter()
+        losses, _ = self._train_steps(loader, 0)
+        losses[-1].item()  # waits for a GPU
+        seconds = (time.perf_counter() - start) / steps
+        self.load_state_dict(*before)
+        return seconds
+
+    def _affordable(self, budget: float, start: float, sampler: Shuffled, loader: DataLoader) -> int:
+        """The steps that fit into what is left of the budget, in seconds, with a validation after each epoch."""
+
+        def slowest(seconds: float) -> float:  # of the processes, which must agree
+            everyone = self.accelerator.gather(torch.tensor([seconds], device=self.device))
+            return float(everyone.max())
+
+        warm_up = slowest(self._rehearse(sampler, loader, min(WARM_UP_STEPS, self.steps)))
+        measured = min(self.steps, max(1, int(MEASURED_SHARE * budget / warm_up)))
+        step = slowest(self._rehearse(sampler, loader, measured))
+        began = time.perf_counter()
+        self._validate()
+        validation = slowest(time.perf_counter() - began)
+        left = slowest(budget - (time.perf_counter() - start))
+        epochs, rest = divmod(left, self.steps * step + validation)
+        steps = max(1, int(epochs) * self.steps + max(0, int((rest - validation) / step)))
+        log.info("%.3g minutes are %d steps of %.3g s each", budget / 60, steps, step)
+        return steps
+
+    def _share(self, batch: int, batches: int) -> float:
         """What a batch's loss counts more in an epoch's last step, for which too few batches may be left."""
         together = self.settings.accumulate_batches
         first = batch // together * together
-        return together / min(together, self.steps - first)
+        return together / min(together, batches - first)
 
-    @torch.inference_mode()
     def _validate(self) -> float:
+        """The accuracy of what training would end with: of the averaged weights where they are averaged."""
         model = self.accelerator.unwrap_model(self.model)  # for what is wrapped around it counts on equal shares
         model.eval()
-        correct = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
-        batches = self.validation_set.batches(self.batch_size)
-        for indices, inputs in islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes):
-            logits = model(torch.as_tensor(inputs, device=self.accelerator.device))
-            labels = torch.as_tensor(self.validation_set.labels[indices], device=self.accelerator.device)
-            correct += (logits.argmax(1) == labels).sum()
-        return int(self.accelerator.reduce(correct)) / len(self.validation_set)
-
-    def _resume(self) -> None:
-        if not self.checkpoints:
-            return
-        if self.settings.resume == "never":
-            if self.accelerator.is_main_process:
-                self.checkpoints.forget_epochs()
-            self.accelerator.wait_for_everyone()
-            return
-        if (last := self.checkpoints.last_epoch()) is not None:
-            self.load_state_dict(*self.checkpoints.load(last))
-            log.info("resuming from the checkpoint of epoch %d", last)
+        with self.average.in_place_of(model) if self.average else nullcontext(), torch.inference_mode():
+            correct = torch.zeros((), dtype=torch.int64, device=self.device)
+            batches = self.validation_set.batches(self.batch_size)
+            processes = self.accelerator.num_processes
+            for indices, inputs in islice(batches, self.accelerator.process_index, None, processes):
+                logits = model(torch.as_tensor(inputs, device=self.device))
+                labels = torch.as_tensor(self.validation_set.labels[indices], device=self.device)
+                correct += (logits.argmax(1) == labels).sum()
+            return int(self.accelerator.reduce(correct)) / len(self.validation_set)
 
     def state_dict(self) -> tuple[Tensors, State]:
         """All that the next epoch depends on."""
         tensors, optimizer = flatten_optimizer(self.optimizer.state_dict())
         rest = {name: getattr(self, name) for name in PROGRESS} | {"threads": torch.get_num_threads()}
-        return {"model": self.classifier.state_dict(), "optimizer": tensors}, {**rest, "optimizer": optimizer}
+        if self.accelerator.scaler:
+            rest["scaler"] = self.accelerator.scaler.state_dict()
+        average = {"average": self.average.module.state_dict()} if self.average else {}
+        return (
+            {"model": self.classifier.state_dict(), "optimizer": tensors, **average},
+            {**rest, "optimizer": optimizer},
+        )
 
     def load_state_dict(self, tensors: Tensors, rest: State) -> None:
         """The inverse of `state_dict`; the threads are taken where so many CPUs are given."""
-        cpu.take_threads(rest.get("threads"))
+        take_threads(rest.get("threads"))
         self.classifier.load_state_dict(tensors["model"])
         self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
+        if self.average:
+            self.average.module.load_state_dict(tensors["average"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(rest["scaler"])
         for name in PROGRESS:
             setattr(self, name, rest[name])
-
-
-def _precision(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if cpu.has_bf16() else "no"
-
-
-def class_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """What a picture of each class counts, float32 (classes,): inversely to how many there are, 1 on average."""
-    counts = torch.as_tensor(np.bincount(labels, minlength=classes))
-    weights = len(labels) / ((counts > 0).sum() * counts)
-    return weights.masked_fill(counts == 0, 0)
-
-
-def freeze(model: ImageClassifier, stages: int) -> None:
-    """Takes the parameters of the backbone's first stages out of training."""
-    for names in model.stages()[:stages]:
-        for name in names:
-            model.backbone.get_parameter(name).requires_grad_(False)
-
-
-def train_mode(model: nn.Module) -> None:
-    """`model.train()`, but for frozen layers, whose batch statistics and dropout stay as they are."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()

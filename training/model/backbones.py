@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import DropPath
 from timm.models import PretrainedCfg
 from torch import nn
 
@@ -32,6 +33,16 @@ def own_settings(name: str) -> Own:
     """What timm knows of a model's pretrained weights; where it has none, the usual values."""
     known = timm.get_pretrained_cfg(name) or PretrainedCfg(interpolation="bicubic")
     return Own(known.input_size[-1], known.fixed_input_size, list(known.mean), list(known.std), known.interpolation)
+
+
+def takes_drop_path(name: str) -> bool:
+    """Whether blocks of a timm model can be left out by chance (Huang et al. 2016), by its `drop_path_rate`."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, drop_path_rate=0.5)
+    except TypeError:
+        return False
+    return any(isinstance(module, DropPath) for module in model.modules())
 
 
 def create_backbone(name: str, weights: str, options: dict[str, Any]) -> nn.Module:

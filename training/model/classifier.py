@@ -1,6 +1,7 @@
 """ImageClassifier: Resize and Normalize, a timm backbone, and a head."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,14 +57,20 @@ class ImageClassifier(nn.Module):
         spared: set[str] = getattr(self.backbone, "no_weight_decay", set)()
         return {f"backbone.{name}" for name in spared}
 
+    def group_matcher(self, coarse: bool) -> Callable[[str], float]:
+        """The layer that a parameter belongs to, as timm's `layer_decay` asks for it: the backbone's, then the head."""
+        layers = group_parameters(self.backbone, self.backbone.group_matcher(coarse=coarse), reverse=True)
+        return lambda name: layers.get(name.removeprefix("backbone."), math.inf)
+
     def stages(self) -> list[list[str]]:
         """The names of the backbone's parameters, stage by stage from the stem on."""
         return list(group_parameters(self.backbone, self.backbone.group_matcher(coarse=True)).values())
 
 
-def build_model(settings: ModelSettings, classes: int) -> ImageClassifier:
+def build_model(settings: ModelSettings, classes: int, drop_path: float = 0.0) -> ImageClassifier:
     """Builds a model with the weights that its settings name; raises UserError as `create_backbone` does."""
-    backbone = create_backbone(settings.backbone, settings.weights, settings.backbone_options)
+    options = settings.backbone_options | ({"drop_path_rate": drop_path} if drop_path else {})
+    backbone = create_backbone(settings.backbone, settings.weights, options)
     preprocessing = Preprocessing(
         settings.image_size, settings.mean, settings.std, settings.fit, settings.interpolation, settings.crop_share
     )

@@ -34,6 +34,7 @@ class Preprocessing(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.training_size: int | None = None  # where it is another one in training
         self.fit = fit
         self.interpolation = interpolation
         self.crop_share = crop_share
@@ -68,8 +69,8 @@ class Preprocessing(nn.Module):
         return torch.sym_max(1, (length * round(1000 * self.crop_share) + 500) // 1000)
 
     def _resize(self, pixels: Tensor) -> Tensor:
-        size = (self.image_size, self.image_size)
-        return F.interpolate(pixels, size=size, mode=self.interpolation, align_corners=False, antialias=False)
+        side = self.training_size if self.training and self.training_size else self.image_size
+        return F.interpolate(pixels, size=(side, side), mode=self.interpolation, align_corners=False, antialias=False)
 
 
 def _middle(images: Tensor, height: int | SymInt, width: int | SymInt) -> Tensor:

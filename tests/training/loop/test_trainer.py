@@ -20,7 +20,8 @@ from training.config import compose
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import load_data
 from training.loop.checkpoint import Checkpoints
-from training.loop.trainer import Trainer, class_weights, train_mode
+from training.loop.optimization import class_weights, train_mode
+from training.loop.trainer import Trainer
 from training.model.classifier import ImageClassifier, build_model
 
 
@@ -175,9 +176,9 @@ def test_a_rare_class_counts_as_much_as_a_frequent_one() -> None:
         images, labels
     )
     balanced, _ = trainer("trainer.class_balance=loss")
-    assert balanced.class_weights is not None
+    assert balanced.loss.weights is not None
     assert next(balanced.fit()).losses != next(trainer()[0].fit()).losses, "the weights reach the loss"
-    assert trainer()[0].class_weights is None
+    assert trainer()[0].loss.weights is None
 
 
 def test_the_last_window_of_an_epoch_counts_in_full_though_it_lacks_batches() -> None:
