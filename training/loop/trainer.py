@@ -41,7 +41,7 @@ from training.settings import TrainerSettings
 log = logging.getLogger(__name__)
 
 # What a checkpoint holds of the trainer itself.
-PROGRESS = ("epoch", "best_epoch", "best_accuracy", "total_steps")
+PROGRESS = ("epoch", "best_epoch", "best_accuracy", "improved", "total_steps")
 WARM_UP_STEPS = 2  # in which kernels are chosen and memory is allocated
 MEASURED_SHARE = 0.03  # of a time budget, for the steps by which it becomes a number of steps
 
@@ -53,6 +53,12 @@ class Epoch:
     number: int
     metrics: dict[str, float]
     losses: dict[int, float] = field(default_factory=dict)
+
+
+def steps_within(seconds: float, step: float, validation: float, steps_of_epoch: int) -> int:
+    """The steps, at least one, that take so long together with a validation after each epoch; all in seconds."""
+    epochs, rest = divmod(seconds, steps_of_epoch * step + validation)
+    return max(1, int(epochs) * steps_of_epoch + max(0, int((rest - validation) / step)))
 
 
 class Trainer:
@@ -116,6 +122,7 @@ class Trainer:
         self.epoch = 0
         self.best_epoch = 0
         self.best_accuracy = -1.0
+        self.improved = 0  # the last epoch with a better validation accuracy than all before
         self.total_steps = settings.steps or settings.epochs * self.steps
 
     @property
@@ -156,6 +163,8 @@ class Trainer:
             epoch.metrics["validation_accuracy"] = accuracy = self._validate()
             if self.settings.freeze_backbone:
                 epoch.metrics["feature_seconds"] = feature_seconds  # once for all epochs
+            if accuracy > self.best_accuracy:
+                self.improved = self.epoch
             if accuracy >= self.best_accuracy:  # of equal ones the later, which has learnt more
                 self.best_epoch, self.best_accuracy = self.epoch, accuracy
             # The caller has recorded the epoch before its checkpoint says that it is done.
@@ -173,9 +182,9 @@ class Trainer:
 
     def _stops_early(self) -> bool:
         patience = self.settings.early_stopping
-        if not patience or self.epoch - self.best_epoch < patience:
+        if not patience or self.epoch - self.improved < patience:
             return False
-        log.info("stopping after epoch %d: none since epoch %d was better", self.epoch, self.best_epoch)
+        log.info("stopping after epoch %d: none since epoch %d was better", self.epoch, self.improved)
         return True
 
     def _loader(self) -> tuple[Shuffled, DataLoader]:
@@ -290,8 +299,7 @@ class Trainer:
         self._validate()
         validation = slowest(time.perf_counter() - began)
         left = slowest(budget - (time.perf_counter() - start))
-        epochs, rest = divmod(left, self.steps * step + validation)
-        steps = max(1, int(epochs) * self.steps + max(0, int((rest - validation) / step)))
+        steps = steps_within(left, step, validation, self.steps)
         log.info("%.3g minutes are %d steps of %.3g s each", budget / 60, steps, step)
         return steps
 
