@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.methods IMAGES [METHOD ...]
 
-All train efficientnet_lite0 by `experiment=best` at 96 px on 10,000 pictures, once for each seed, and are compared on 4,000
-validation pictures. Results are kept in state/methods.json, so that what was cut off goes on.
+All train efficientnet_lite0 by `experiment=best` at 96 px on 10,000 pictures, once for each seed, and are compared on
+4,000 validation pictures. Results are kept in state/methods.json, so that what was cut off goes on.
 """
 
 import json

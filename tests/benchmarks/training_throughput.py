@@ -3,7 +3,8 @@
 python -m tests.benchmarks.training_throughput [IMAGE_SIZE] [PICTURES]
 
 The plain loop is what one would write first: float32, Albumentations at the model's image size for each picture, two
-DataLoader workers. It runs on a GPU where there is one. All train efficientnet_lite0 on pictures of CIFAR-10's size and take turns; the medians are printed.
+DataLoader workers. All train efficientnet_lite0 on pictures of CIFAR-10's size, on a GPU where there is one, and take
+turns; the medians are printed.
 """
 
 import sys
