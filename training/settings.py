@@ -168,7 +168,7 @@ class TrainerSettings(Settings):
     frozen_stages: int = Field(ge=0)
     precision: Literal["auto", "no", "fp16", "bf16"]
     compile: bool
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"]
+    num_workers: int | Literal["auto"]
     resume: Literal["auto", "never"]
 
     @field_validator("optimizer")
@@ -177,6 +177,13 @@ class TrainerSettings(Settings):
         if name not in list_optimizers():
             raise ValueError("should be one of timm's optimizers, such as adam, adamw or sgd")
         return name
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _is_a_count(cls, workers: Any) -> Any:
+        if workers != "auto" and (type(workers) is not int or workers < 0):
+            raise ValueError("should be auto, or how many")
+        return workers
 
     @field_validator("minutes")
     @classmethod

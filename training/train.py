@@ -85,7 +85,7 @@ def set_up(settings: TrainSettings) -> Run:
         f"{chosen.batch_size}, at {chosen.image_size or settings.model.image_size} pixels"
     )
     if chosen.freeze_backbone and (idle := chosen.of_the_backbone()):
-        log.warning(f"the head alone is trained: {', '.join(idle)} change nothing")
+        log.warning(f"the head alone is trained, which leaves without effect: {', '.join(idle)}")
     key = run_key(settings, data)
     checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
