@@ -41,11 +41,6 @@ class Checkpoints:
             if path not in (self._path(epoch), self._path(best_epoch)):
                 shutil.rmtree(path)
 
-    def last(self) -> tuple[Tensors, State] | None:
-        """The last whole checkpoint."""
-        epoch = self.last_epoch()
-        return None if epoch is None else self.load(epoch)
-
     def last_epoch(self) -> int | None:
         """The epoch of the last whole checkpoint."""
         epochs = [int(path.name.removeprefix("epoch-")) for path in self.directory.glob("epoch-*")]

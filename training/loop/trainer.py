@@ -136,24 +136,15 @@ class Trainer:
         It has resumed when it returns, a time budget has become `total_steps`, and `torch.get_num_threads()` are the
         run's.
         """
+        self._resume()
         start = time.perf_counter()
-        if self.checkpoints and self.settings.resume == "never":
-            if self.accelerator.is_main_process:
-                self.checkpoints.forget_epochs()
-            self.accelerator.wait_for_everyone()
-        checkpoint = self.checkpoints.last() if self.checkpoints else None
         sampler, loader = self._loader()
         feature_seconds = time.perf_counter() - start
         if self.settings.compile:
             self._rehearse(sampler, loader, WARM_UP_STEPS)
-        if self.settings.minutes and not checkpoint:
+        if self.settings.minutes and not self.epoch:
             self.total_steps = self._affordable(60 * self.settings.minutes, start, sampler, loader)
-        if checkpoint:
-            self.total_steps = checkpoint[1]["total_steps"]
         self.scheduler = build_schedule(self.settings, self.optimizer, self.total_steps, self.steps)
-        if checkpoint:
-            self.load_state_dict(*checkpoint)
-            log.info("resuming from the checkpoint of epoch %d", self.epoch)
         return self._epochs(sampler, loader, feature_seconds)
 
     def _epochs(self, sampler: Shuffled, loader: DataLoader, feature_seconds: float) -> Iterator[Epoch]:
@@ -212,7 +203,7 @@ class Trainer:
 
     def _train_epoch(self, sampler: Shuffled, loader: DataLoader) -> Epoch:
         first_step = (self.epoch - 1) * self.steps
-        sampler.take((min(self.steps, self.total_steps - first_step)) * self.batch_size)
+        sampler.take(min(self.steps, self.total_steps - first_step) * self.batch_size)
         self._seed(sampler, self.epoch)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -322,6 +313,17 @@ class Trainer:
                 labels = torch.as_tensor(self.validation_set.labels[indices], device=self.device)
                 correct += (logits.argmax(1) == labels).sum()
             return int(self.accelerator.reduce(correct)) / len(self.validation_set)
+
+    def _resume(self) -> None:
+        if not self.checkpoints:
+            return
+        if self.settings.resume == "never":
+            if self.accelerator.is_main_process:
+                self.checkpoints.forget_epochs()
+            self.accelerator.wait_for_everyone()
+        if (last := self.checkpoints.last_epoch()) is not None:
+            self.load_state_dict(*self.checkpoints.load(last))
+            log.info("resuming from the checkpoint of epoch %d", last)
 
     def state_dict(self) -> tuple[Tensors, State]:
         """All that the next epoch depends on."""
