@@ -112,6 +112,7 @@ class ModelSettings(Settings):
     mean: list[float] = Field(min_length=3, max_length=3)
     std: list[Positive] = Field(min_length=3, max_length=3)
     head: HeadSettings
+    flip_average: bool
 
     @field_validator("backbone")
     @classmethod
@@ -234,6 +235,16 @@ class TrainSettings(CommandSettings):
     small_data: list[SmallDataSettings]
     export: ExportSettings
     mlflow_experiment: Text
+
+    @field_validator("model")
+    @classmethod
+    def _mirror_images_are_the_same(cls, model: ModelSettings, others: ValidationInfo) -> ModelSettings:
+        data = others.data.get("data")
+        if model.flip_average and data and not data.horizontal_flip:
+            raise ValueError(
+                "flip_average=true: data.horizontal_flip=0 says that a mirror image means another thing; change either"
+            )
+        return model
 
     @field_validator("small_data")
     @classmethod

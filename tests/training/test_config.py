@@ -98,6 +98,7 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
         (["model=timm"], ["model.backbone"]),
         (["+data.colour=red"], ["data.colour=red", "not permitted"]),
         (["model=timm", "model.backbone=resnet19"], ["model.backbone=resnet19", "did you mean", "resnet18"]),
+        (["data=digits", "model.flip_average=true"], ["model.flip_average=true", "data.horizontal_flip=0"]),
         (["model=resnet18", "model.weights=package"], ["model.weights=package", "tf_efficientnet_lite2 only"]),
         (["model.weights=no/such.pt"], ["model.weights=no/such.pt", "no such file"]),
         (["trainer.optimizer=adamm"], ["trainer.optimizer=adamm", "adamw"]),

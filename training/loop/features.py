@@ -38,21 +38,23 @@ def augmented_features(
 ) -> Features:
     """One pass of the backbone over pictures, each augmented once."""
     loader = progress(DataLoader(pictures, batch_size, num_workers=num_workers), "features")
-    return Features(torch.cat([_features(model, images) for images, _ in loader]), pictures.pictures.labels)
+    return Features(
+        torch.cat([_features(model, images, flip_average=False) for images, _ in loader]), pictures.pictures.labels
+    )
 
 
 def plain_features(model: ImageClassifier, pictures: Pictures, batch_size: int) -> Features:
-    """One pass of the backbone over pictures as they are, in the order of their batches."""
+    """One pass of the backbone over pictures as the classifier answers them, in the order of their batches."""
     batches = progress(pictures.batches(batch_size), "features")
     order, rows = zip(
-        *((indices, _features(model, torch.from_numpy(images))) for indices, images in batches), strict=True
+        *((indices, _features(model, torch.from_numpy(images), model.flip_average)) for indices, images in batches),
+        strict=True,
     )
     return Features(torch.cat(rows), pictures.labels[np.concatenate(order)])
 
 
 @torch.no_grad()
-def _features(model: ImageClassifier, images: Tensor) -> Tensor:
+def _features(model: ImageClassifier, images: Tensor, flip_average: bool) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
-    features: Tensor = model.backbone(model.preprocessing(images.to(device)))
-    return features.float().cpu()
+    return model.features(images.to(device), flip_average).float().cpu()

@@ -20,6 +20,7 @@ class ImageClassifier(nn.Module):
         backbone: maps float (N, 3, S, S) to features (N, `backbone.head_hidden_size`).
         hidden_sizes: widths of the head's hidden layers; empty for timm's single linear layer.
         dropout: probability, after each hidden layer.
+        flip_average: answer by the mean over a picture and its mirror image; training looks at the picture alone.
     """
 
     backbone: Any  # timm's models share more than the type nn.Module tells
@@ -32,9 +33,11 @@ class ImageClassifier(nn.Module):
         classes: int,
         hidden_sizes: Sequence[int] = (),
         dropout: float = 0.0,
+        flip_average: bool = False,
     ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
+        self.flip_average = flip_average
         self.backbone = backbone
         self.head = nn.Sequential()
         width = self.backbone.head_hidden_size
@@ -49,8 +52,20 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 3), RGB -> logits (N, classes)."""
-        logits: Tensor = self.head(self.backbone(self.preprocessing(images)))
+        logits: Tensor = self.head(self.features(images, self.flip_average and not self.training))
         return logits / self.temperature
+
+    def features(self, images: Tensor, flip_average: bool) -> Tensor:
+        """uint8 (N, H, W, 3), RGB -> (N, D), what the head reads: of the pictures, or of them and their mirror images.
+
+        Their mean is taken before the head, so that a head on features that were computed once is validated as it is
+        served. With a linear head that is the mean of the logits.
+        """
+        pixels = self.preprocessing(images)
+        if flip_average:  # in one pass, so that an exported file has each layer once
+            pixels = torch.cat([pixels, pixels.flip(3)])
+        features: Tensor = self.backbone(pixels)
+        return features.unflatten(0, (2, -1)).mean(0) if flip_average else features
 
     def no_weight_decay(self) -> set[str]:
         """The parameters that timm spares from weight decay, such as positions."""
@@ -74,7 +89,10 @@ def build_model(settings: ModelSettings, classes: int, drop_path: float = 0.0) -
     preprocessing = Preprocessing(
         settings.image_size, settings.mean, settings.std, settings.fit, settings.interpolation, settings.crop_share
     )
-    model = ImageClassifier(preprocessing, backbone, classes, settings.head.hidden_sizes, settings.head.dropout)
+    head = settings.head
+    model = ImageClassifier(
+        preprocessing, backbone, classes, head.hidden_sizes, head.dropout, flip_average=settings.flip_average
+    )
     lay_out(model)
     return model
 

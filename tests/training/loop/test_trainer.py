@@ -13,16 +13,20 @@ from safetensors.torch import load_file
 
 from serving.model.cpus import _left as given
 from serving.model.errors import UserError
+from serving.model.pictures.decoding import AS_SHOWN
 from tests.helpers.state import ROOT, TINY
 from tests.helpers.waiting import wait_until
 from training import tracking
 from training.config import compose
 from training.data.augmentation import AlbumentationsDataset, build_transform
+from training.data.pictures import Pictures
 from training.data.split import load_data
 from training.loop.checkpoint import Checkpoints
+from training.loop.features import Features
 from training.loop.optimization import class_weights, train_mode
 from training.loop.trainer import Trainer
 from training.model.classifier import ImageClassifier, build_model
+from training.quality.evaluation import predict, torch_logits
 
 
 def trainer(*overrides: str, checkpoints: Checkpoints | None = None) -> tuple[Trainer, ImageClassifier]:
@@ -57,6 +61,21 @@ def test_a_frozen_backbone_stays_as_it_was_and_costs_one_pass() -> None:
     assert all(epoch.metrics["feature_seconds"] > 0 for epoch in epochs)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"head.0.weight", "head.0.bias"}
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_what_answers_by_mirror_images_is_trained_without_and_validated_with_them(freeze: bool) -> None:
+    flips = ["model.flip_average=true", "data.horizontal_flip=0.5", "trainer.epochs=1"]
+    training, model = trainer(*flips, f"trainer.freeze_backbone={freeze}")
+    passes: list[int] = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    (epoch,) = training.fit()
+    assert sum(passes) == 320 + 2 * 100
+    assert isinstance(training.validation_set, Features if freeze else Pictures)
+    data = load_data(compose(TINY).data, training.seed, AS_SHOWN)
+    answers = predict(torch_logits(model), data.validation, "as it is served")
+    right = (answers.argmax(1) == data.validation.labels).mean()
+    assert epoch.metrics["validation_accuracy"] == pytest.approx(right)
 
 
 @pytest.mark.parametrize("freeze", [False, True])

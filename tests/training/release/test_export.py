@@ -6,18 +6,21 @@ import onnx
 import pytest
 import torch
 from mlflow import MlflowClient
+from torch import nn
 
 from serving.model.contract import CONTRACT, MODEL_FILE, Metadata
 from serving.model.pictures.decoding import AS_SHOWN
+from serving.model.precision import Precision
 from serving.model.predictor import Predictor, file_for
 from serving.model.runtime import CPU, OnnxRuntime, runtimes
 from tests.helpers.state import TINY, Trained
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
+from training.model.classifier import ImageClassifier, build_model
 from training.quality.evaluation import predict, torch_classify
 from training.release.candidate import export_run, load_model
-from training.release.export import onnx_classify, parity
+from training.release.export import export_onnx, onnx_classify, parity
 from training.release.quantization import convert_to_fp16, quantize_int8
 from training.release.registry import register
 from training.train import train
@@ -97,6 +100,61 @@ def test_the_first_layers_can_stay_exact(trained: Trained, tmp_path: Path) -> No
         exact.append(["DequantizeLinear" not in node.input[1] for node in convolutions])
     assert not any(exact[0])
     assert exact[1] == [True] * 3 + [False] * (len(exact[0]) - 3)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageClassifier, Path]:
+    """A classifier that answers by a picture and its mirror image, its head with a hidden layer, and its file."""
+    small = ["model=timm", "model.backbone=test_resnet", "model.weights=none", "model.head.hidden_sizes=[32]"]
+    settings = compose([*TINY, *small, "model.flip_average=true", "data.horizontal_flip=0.5"])
+    torch.manual_seed(0)
+    model = build_model(settings.model, 10).eval()
+    model.temperature.fill_(0.1)
+    file = tmp_path_factory.mktemp("mirrored") / MODEL_FILE
+    export_onnx(model, file)
+    return model, file
+
+
+def test_an_answer_is_the_mean_over_a_picture_and_its_mirror_image(mirrored: tuple[ImageClassifier, Path]) -> None:
+    """Also of pictures that are cropped; in training a picture counts alone."""
+    model, file = mirrored
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3), np.uint8))
+    with torch.inference_mode():
+        alone, mirror = (model.backbone(model.preprocessing(views)) for views in (images, images.flip(2)))
+        expected = (model.head((alone + mirror) / 2) / model.temperature).softmax(1).numpy()
+        assert np.abs(model.head(alone).div(model.temperature).softmax(1).numpy() - expected).max() > 1e-3
+        model.train()
+        model.backbone.eval(), model.head.eval()
+        torch.testing.assert_close(model(images), model.head(alone) / model.temperature)
+        model.eval()
+    answers = onnx_classify(file)
+    np.testing.assert_allclose(answers(images.numpy()), expected, atol=1e-5)
+    np.testing.assert_allclose(answers(images.flip(2).numpy()), expected, atol=1e-5)
+
+
+def test_the_mean_over_mirror_images_is_taken_in_every_precision(
+    mirrored: tuple[ImageClassifier, Path], tmp_path: Path
+) -> None:
+    """In a file that has each layer once, so that the first ones of INT8 are the first ones of all."""
+    model, file = mirrored
+    settings = compose(TINY)
+    pictures = load_data(settings.data, settings.seed, AS_SHOWN).test
+    (_, images), *_ = pictures.batches(64)
+    exact = onnx_classify(file)(images)
+    int8, half = file_for(file, "int8"), file_for(file, "fp16")
+    quantize_int8(file, int8, pictures)
+    convert_to_fp16(file, half)
+    convolutions = [node for node in onnx.load(int8).graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    ways: list[tuple[Path, Precision, str]] = [(half, "fp32", "onnxruntime")]
+    ways += [(file, "bf16", name) for name in runtimes("bf16")] + [(int8, "int8", name) for name in runtimes("int8")]
+    for path, precision, runtime in ways:
+        classify = onnx_classify(path, precision, runtime)
+        answers = classify(images)
+        np.testing.assert_allclose(answers, exact, atol=0.05, err_msg=f"{path.name} in {runtime}")
+        assert np.abs(answers - exact).max() > 1e-6
+        mirrored_answers = classify(np.ascontiguousarray(images[:, :, ::-1]))
+        assert np.abs(answers - mirrored_answers).mean() < 5e-4, f"{path.name} in {runtime}"
 
 
 @pytest.mark.slow
