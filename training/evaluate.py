@@ -35,7 +35,9 @@ def main(settings: EvaluateSettings) -> None:
     if not len(data.test):
         raise UserError(f"data.root={settings.data.root}: there are no test pictures, in test/<class>/ or in <class>/")
     data = data.with_classes(predictor.classes)
-    probabilities = predict(partial(predictor.predict, all_cores=True), data.test, "evaluating")
+    probabilities = predict(
+        partial(predictor.predict, all_cores=True), data.test, "evaluating", settings.evaluation_batch_size
+    )
     evaluation = evaluate(probabilities, data.test, data.classes)
     title = f"{settings.model_uri} on {data.name}"
     said = predictor.metadata

@@ -234,6 +234,7 @@ class TrainSettings(CommandSettings):
     trainer: TrainerSettings
     small_data: list[SmallDataSettings]
     export: ExportSettings
+    evaluation_batch_size: Count
     mlflow_experiment: Text
 
     @field_validator("model")
@@ -264,6 +265,7 @@ class TrainSettings(CommandSettings):
 
 class EvaluateSettings(CommandSettings):
     model_uri: Text
+    evaluation_batch_size: Count
     report: PathText
 
 

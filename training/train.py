@@ -105,7 +105,8 @@ def build_trainer(
     model = build_model(settings.model, len(data.classes), drop_path)
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
     train_set = AlbumentationsDataset(train, transform)
-    return Trainer(settings.trainer, model, train_set, validation, settings.seed, checkpoints)
+    batch_size = settings.evaluation_batch_size
+    return Trainer(settings.trainer, model, train_set, validation, settings.seed, checkpoints, batch_size)
 
 
 def try_out(settings: TrainSettings) -> None:
@@ -140,8 +141,9 @@ def train(settings: TrainSettings) -> str:
             )
             mlflow.log_metrics(metrics, step=epoch.number)
             tracking.log_losses(run_id, epoch.losses)
-        mlflow.log_metrics(calibrate(trainer.classifier, data.validation))
-        probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating")
+        batch_size = settings.evaluation_batch_size
+        mlflow.log_metrics(calibrate(trainer.classifier, data.validation, batch_size))
+        probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating", batch_size)
         evaluation = evaluate(probabilities, data.test, data.classes)
         tracking.log_file(run_id, tracking.CLASSES_FILE, json.dumps(data.classes).encode())
         weights = {name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}

@@ -39,13 +39,13 @@ def main(archive: Path, name: str) -> None:
         data = load_data(settings.data, settings.seed, settings.model.decoding)
         exact_file, file = (Path(directory) / f"{each}.onnx" for each in ("exact", "int8"))
         export_onnx(load_model(train(settings)), exact_file)
-        test, images = data.test.subset(np.arange(0, len(data.test), 2)), next(data.test.batches(256))[1]
-        exact = predict(onnx_classify(exact_file), test, "in float32")
+        test, images = data.test.subset(np.arange(0, len(data.test), 2)), next(iter(data.test.batches(256)))[1]
+        exact = predict(onnx_classify(exact_file), test, "in float32", 32)
 
         def row(ranges: str, pictures: int, first: int, **options: Any) -> None:
-            quantize_int8(exact_file, file, data.train, first, pictures, **options)
+            quantize_int8(exact_file, file, data.train, 8, first, pictures, **options)  # most keep all that is computed
             classify = onnx_classify(file, "int8", runtimes("int8")[0])
-            answers = predict(classify, test, f"in INT8, {ranges}")
+            answers = predict(classify, test, f"in INT8, {ranges}", 32)
             lost = 100 * (accuracy_of(exact, test) - accuracy_of(answers, test))
             changed = (answers.argmax(1) != exact.argmax(1)).mean()
             speed = speed_ratio(classify, onnx_classify(exact_file), images)

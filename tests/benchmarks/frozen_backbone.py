@@ -41,7 +41,7 @@ def main(pictures: str, limit: str) -> None:
         trainer = Trainer(settings.trainer, model, train, data.validation, settings.seed)
         list(trainer.fit())
         seconds[name] = time.perf_counter() - start
-        evaluation = evaluate(predict(torch_classify(model), data.test, "evaluating"), data.test, data.classes)
+        evaluation = evaluate(predict(torch_classify(model), data.test, "evaluating", 32), data.test, data.classes)
         table.add_row(name, f"{seconds[name]:.0f}", f"{evaluation.metrics['accuracy']:.2%}")
     Console().print(table)
     print(f"one pass takes 1/{seconds['every epoch'] / seconds['one pass']:.1f} of the time")

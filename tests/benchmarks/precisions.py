@@ -49,13 +49,13 @@ def main(archive: Path) -> None:
             path = Path(directory) / name / MODEL_FILE
             path.parent.mkdir()
             export_onnx(model, path)
-            exact = predict(onnx_classify(path), data.test, "in float32")
-            quantize_int8(path, file_for(path, "int8"), data.train)
+            exact = predict(onnx_classify(path), data.test, "in float32", 32)
+            quantize_int8(path, file_for(path, "int8"), data.train, 32)
             accuracy = float((exact.argmax(1) == data.test.labels).mean())
             table.add_row(name, "fp32", "onnxruntime", share(name, accuracy), "", "", megabytes(path), "1.0")
             for precision in ("bf16", "int8"):
                 file = file_for(path, precision)
-                for said in measure(path, file, precision, exact, data, 1.0):
+                for said in measure(path, file, precision, exact, data, 1.0, 32):
                     table.add_row(
                         *("", precision, said.runtime, share(name, said.accuracy), share(name, said.changed)),
                         *(f"{said.largest_change:.1e}", megabytes(file), f"{said.speed:.1f}"),

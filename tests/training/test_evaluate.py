@@ -22,9 +22,8 @@ from training.settings import EvaluateSettings
 
 def settings(model: str, report: Path, *overrides: str) -> EvaluateSettings:
     composed = compose([*overrides])
-    return EvaluateSettings(
-        model_uri=model, report=report, data=composed.data, seed=composed.seed, state_dir=composed.state_dir
-    )
+    shared = {name: getattr(composed, name) for name in ("data", "seed", "state_dir", "evaluation_batch_size")}
+    return EvaluateSettings(model_uri=model, report=report, **shared)
 
 
 def test_the_champion_and_its_file_score_as_in_training(

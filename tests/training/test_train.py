@@ -95,6 +95,12 @@ def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
     assert keys[0] != keys[1]
 
 
+def test_a_run_that_had_no_memory_to_evaluate_goes_on_with_smaller_batches() -> None:
+    large, small = (compose([*TINY, f"evaluation_batch_size={size}"]) for size in (4096, 8))
+    data = load_data(small.data, small.seed, small.model.decoding)
+    assert run_key(small, data) == run_key(large, data)
+
+
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -> None:
     """And computes in the threads that it began with, as its page says, when it is given other CPUs."""

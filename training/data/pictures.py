@@ -38,13 +38,28 @@ class Pictures:
         sides = np.unique(self.sizes)
         return int(sides[0]) if len(sides) == 1 else None
 
-    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields indices (n,) and pictures (n, H, W, 3) of one size; at most `batch_size`, or BATCH_BYTES of them."""
+    def batches(self, batch_size: int) -> "Batches":
+        """Indices (n,) and pictures (n, H, W, 3) of one size; at most `batch_size`, or BATCH_BYTES of them."""
         order = np.lexsort((self.sizes[:, 1], self.sizes[:, 0]))
         changes = np.flatnonzero(np.any(np.diff(self.sizes[order], axis=0), axis=1)) + 1
+        indices = []
         for same_size in np.split(order, changes):
             size = int(self.sizes[same_size[:1]].prod()) * 3
             count = max(1, min(batch_size, BATCH_BYTES // max(size, 1)))
-            for start in range(0, len(same_size), count):
-                indices = same_size[start : start + count]
-                yield indices, np.stack([self[index] for index in indices])
+            indices += [same_size[start : start + count] for start in range(0, len(same_size), count)]
+        return Batches(self, indices)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pictures, a batch at a time, and how many batches there are."""
+
+    pictures: Pictures
+    indices: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for indices in self.indices:
+            yield indices, np.stack([self.pictures[index] for index in indices])

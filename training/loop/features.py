@@ -37,7 +37,8 @@ def augmented_features(
     model: ImageClassifier, pictures: AlbumentationsDataset, batch_size: int, num_workers: int
 ) -> Features:
     """One pass of the backbone over pictures, each augmented once."""
-    loader = progress(DataLoader(pictures, batch_size, num_workers=num_workers), "features")
+    on_gpu = next(model.parameters()).is_cuda
+    loader = progress(DataLoader(pictures, batch_size, num_workers=num_workers, pin_memory=on_gpu), "features")
     return Features(
         torch.cat([_features(model, images, flip_average=False) for images, _ in loader]), pictures.pictures.labels
     )
@@ -57,4 +58,4 @@ def plain_features(model: ImageClassifier, pictures: Pictures, batch_size: int) 
 def _features(model: ImageClassifier, images: Tensor, flip_average: bool) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
-    return model.features(images.to(device), flip_average).float().cpu()
+    return model.features(images.to(device, non_blocking=True), flip_average).float().cpu()

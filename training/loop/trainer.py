@@ -77,6 +77,7 @@ class Trainer:
         validation: Pictures,
         seed: int,
         checkpoints: Checkpoints | None = None,
+        evaluation_batch_size: int | None = None,
     ) -> None:
         self.settings = settings
         self.classifier = model
@@ -91,6 +92,7 @@ class Trainer:
         if not self.batch_size:
             raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
+        self.evaluation_batch_size = evaluation_batch_size or self.batch_size
         self.num_workers = workers(settings.num_workers, processes)
 
         prepare()
@@ -185,9 +187,13 @@ class Trainer:
             self.train_set.set_seed(epoch_seed(self.seed, 0))
             self.classifier.to(self.device)
             with self.accelerator.autocast():
-                train_set = augmented_features(self.classifier, self.train_set, self.batch_size, self.num_workers)
+                train_set = augmented_features(
+                    self.classifier, self.train_set, self.evaluation_batch_size, self.num_workers
+                )
                 if isinstance(self.validation_set, Pictures):
-                    self.validation_set = plain_features(self.classifier, self.validation_set, self.batch_size)
+                    self.validation_set = plain_features(
+                        self.classifier, self.validation_set, self.evaluation_batch_size
+                    )
         sampler = Shuffled(len(train_set))
         loader = DataLoader(
             train_set,
@@ -306,7 +312,7 @@ class Trainer:
         model.eval()
         with self.average.in_place_of(model) if self.average else nullcontext(), torch.inference_mode():
             correct = torch.zeros((), dtype=torch.int64, device=self.device)
-            batches = self.validation_set.batches(self.batch_size)
+            batches = self.validation_set.batches(self.evaluation_batch_size)
             processes = self.accelerator.num_processes
             for indices, inputs in islice(batches, self.accelerator.process_index, None, processes):
                 logits = model(torch.as_tensor(inputs, device=self.device))

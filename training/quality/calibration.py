@@ -11,13 +11,13 @@ from training.quality.evaluation import expected_calibration_error, predict, tor
 RANGE = (0.05, 20.0)
 
 
-def calibrate(classifier: ImageClassifier, validation: Pictures) -> dict[str, float]:
+def calibrate(classifier: ImageClassifier, validation: Pictures, batch_size: int) -> dict[str, float]:
     """Sets the classifier's temperature by the validation pictures, where that lowers their calibration error.
 
     No answer changes by it, only how sure the classifier is of it. Returns the temperature, 1 where it is left as it
     was, and the expected calibration error before and after.
     """
-    logits = predict(torch_logits(classifier), validation, "calibrating")
+    logits = predict(torch_logits(classifier), validation, "calibrating", batch_size)
     temperature = fit_temperature(logits, validation.labels)
     before, after = (
         expected_calibration_error(softmax(logits / divisor, axis=1), validation.labels)

@@ -1,6 +1,7 @@
 """How good a classifier is on pictures it has not seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from training.data.pictures import Pictures
 from training.progress import progress
 
-BATCH_SIZE = 32
 CALIBRATION_BINS = 15
 
 # uint8 (N, H, W, 3) -> float32 (N, classes): what a PyTorch model and an ONNX session have in common.
@@ -32,14 +32,32 @@ class Evaluation:
     confusion: np.ndarray  # int64 (classes, classes), true by predicted
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Keeps a GPU from multiplying in TF32, which has 10 bits of float32's 23 and is PyTorch's own choice in cuDNN."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def torch_logits(model: nn.Module) -> Classify:
-    """A PyTorch classifier as a function of arrays: float32, without gradients, before the softmax."""
+    """A PyTorch classifier as a function of arrays, on the device that it is on: without gradients, before the softmax.
+
+    Whole float32, whatever it was trained in: the answers are compared with those of its ONNX file, and its temperature
+    is fitted to them.
+    """
 
     @torch.inference_mode()
     def logits(images: np.ndarray) -> np.ndarray:
         model.eval()
         device = next(model.parameters()).device
-        answer: np.ndarray = model(torch.tensor(images, device=device)).cpu().numpy()
+        with whole_float32():
+            answer: np.ndarray = model(torch.from_numpy(images).to(device)).cpu().numpy()
         return answer
 
     return logits
@@ -51,11 +69,10 @@ def torch_classify(model: nn.Module) -> Classify:
     return lambda images: softmax(logits(images), axis=1)
 
 
-def predict(classify: Classify, pictures: Pictures, what: str) -> np.ndarray:
+def predict(classify: Classify, pictures: Pictures, what: str, batch_size: int) -> np.ndarray:
     """The answers for all pictures in their order, float32 (N, classes); `what` names the work for the progress."""
     answers: dict[int, np.ndarray] = {}
-    total = -(-len(pictures) // BATCH_SIZE)
-    for indices, images in progress(pictures.batches(BATCH_SIZE), what, total):
+    for indices, images in progress(pictures.batches(batch_size), what):
         answers.update(zip(indices, classify(images), strict=True))
     return np.stack([answers[index] for index in range(len(pictures))])
 

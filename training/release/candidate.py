@@ -28,16 +28,17 @@ from training import tracking
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.model.classifier import ImageClassifier, build_model
-from training.quality.evaluation import BATCH_SIZE, evaluate, predict
+from training.quality.evaluation import evaluate, predict
 from training.quality.report import log_report
 from training.release.description import PRECISIONS
 from training.release.export import export_onnx, onnx_classify, parity
 from training.release.quantization import FIRST_LAYERS, convert_to_fp16, quantize_int8, speed_ratio
-from training.settings import ExportSettings
+from training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # the tag of a logged model that has all its files
+SPEED_PICTURES = 32  # that a precision's speed is measured with, on a CPU too
 
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), INPUT)]),
@@ -59,9 +60,9 @@ def export_run(run_id: str) -> str:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / MODEL_FILE
         export_onnx(load_model(run_id), path)
-        exact = _checked_against_pytorch(path, run_id, data)
+        exact = _checked_against_pytorch(path, run_id, data, settings.evaluation_batch_size)
         tracking.log_array(run_id, tracking.SERVED_PROBABILITIES_FILE, exact)
-        measured, others = _other_precisions(path, exact, data, settings.export)
+        measured, others = _other_precisions(path, exact, data, settings)
         files = {path: exact, **others}
         metadata = Metadata(
             contract=CONTRACT,
@@ -90,30 +91,31 @@ def export_run(run_id: str) -> str:
 
 
 def _other_precisions(
-    path: Path, exact: np.ndarray, data: ImageData, settings: ExportSettings
+    path: Path, exact: np.ndarray, data: ImageData, settings: TrainSettings
 ) -> tuple[list[Measured], dict[Path, np.ndarray]]:
     """What a version costs and gains in other precisions than float32, and its files for them.
 
     The files are those that are allowed, each with its probabilities of the test pictures in its quickest runtime.
     """
-    measured = [said for said, _ in measure(path, path, "bf16", exact, data, settings.half_loss)]
+    export, batch_size = settings.export, settings.evaluation_batch_size
+    measured = [said for said, _ in measure(path, path, "bf16", exact, data, export.half_loss, batch_size)]
     files = {}
     ways: dict[Precision, tuple[float, list[Callable[[Path], None]]]] = {}
-    if settings.quantize == "int8" and (reason := obstacle("int8", "onnxruntime")):
+    if export.quantize == "int8" and (reason := obstacle("int8", "onnxruntime")):
         log.warning("there is no file in int8: %s", reason)
-    elif settings.quantize == "int8":
+    elif export.quantize == "int8":
         layers = (0, FIRST_LAYERS)  # that stay in float32: none, if that is good enough
-        write = [partial(quantize_int8, path, pictures=data.train, exact_layers=number) for number in layers]
-        ways["int8"] = settings.int8_loss, [*write]
+        quantize = partial(quantize_int8, path, pictures=data.train, batch_size=batch_size)
+        ways["int8"] = export.int8_loss, [partial(quantize, exact_layers=number) for number in layers]
     if runtimes("fp16"):
-        ways["fp16"] = settings.half_loss, [partial(convert_to_fp16, path)]
+        ways["fp16"] = export.half_loss, [partial(convert_to_fp16, path)]
     for precision, (largest_loss, writers) in ways.items():
         file = file_for(path, precision)
         found: list[tuple[Measured, np.ndarray]] = []
         for write_to in writers:
             try:
                 write_to(file)
-                found = measure(path, file, precision, exact, data, largest_loss)
+                found = measure(path, file, precision, exact, data, largest_loss, batch_size)
             except Exception:  # a layer that it does not know, say: the version is as good without it
                 log.exception("there is no file in %s", precision)
                 break
@@ -176,10 +178,10 @@ def _log_onnx(run_id: str, files: list[Path], example: np.ndarray) -> str:
     return str(logged.model_uri)
 
 
-def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.ndarray:
+def _checked_against_pytorch(path: Path, run_id: str, data: ImageData, batch_size: int) -> np.ndarray:
     """The file's probabilities of the test pictures, which are PyTorch's."""
     expected = np.load(tracking.artifact(run_id, tracking.PROBABILITIES_FILE))
-    probabilities = predict(onnx_classify(path), data.test, "checking the ONNX file")
+    probabilities = predict(onnx_classify(path), data.test, "checking the ONNX file", batch_size)
     found = parity(expected, probabilities)
     mlflow.log_metrics({f"parity_{name}": value for name, value in asdict(found).items()}, run_id=run_id)
     if not found.holds:
@@ -192,21 +194,27 @@ def _checked_against_pytorch(path: Path, run_id: str, data: ImageData) -> np.nda
 
 
 def measure(
-    exact_file: Path, file: Path, precision: Precision, exact: np.ndarray, data: ImageData, largest_loss: float
+    exact_file: Path,
+    file: Path,
+    precision: Precision,
+    exact: np.ndarray,
+    data: ImageData,
+    largest_loss: float,
+    batch_size: int,
 ) -> list[tuple[Measured, np.ndarray]]:
     """What a precision does over the whole test set, in each runtime here that has it, with its probabilities.
 
     `exact`: the probabilities of `exact_file` in float32. What a runtime can't do is not measured, and so not allowed.
     """
     found = []
-    images = next(data.test.batches(BATCH_SIZE))[1]
+    images = next(iter(data.test.batches(SPEED_PICTURES)))[1]
     providers = providers_for(precision)
     exact_classify = onnx_classify(exact_file, providers=providers)
     before = accuracy_of(exact, data.test)
     for runtime in runtimes(precision):
         try:
             classify = onnx_classify(file, precision, runtime, providers)
-            probabilities = predict(classify, data.test, f"measuring {precision} in {runtime}")
+            probabilities = predict(classify, data.test, f"measuring {precision} in {runtime}", batch_size)
         except Exception as error:  # an operation that it does not have, say: float32 answers without it
             log.warning("%s can't run in %s: %s", precision, runtime, " ".join(str(error).split())[:200])
             continue

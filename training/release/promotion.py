@@ -78,7 +78,8 @@ def decide(version: str, name: str, current: ModelVersion | None, replace_classe
     if reigning.classes != data.classes:
         return Decision(replace_classes, f"the champion, version {reigning.version}, knows other classes")
     answers = np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE))
-    answers_before = predict(partial(reigning.predict, all_cores=True), data.test, "scoring the champion")
+    classify = partial(reigning.predict, all_cores=True)
+    answers_before = predict(classify, data.test, "scoring the champion", settings.evaluation_batch_size)
     return better(answers, answers_before, data.test.labels, f"the champion, version {reigning.version}")
 
 

@@ -14,6 +14,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from serving.model.contract import INPUT
 from training.data.pictures import Pictures
+from training.progress import progress
 from training.quality.evaluation import Classify
 
 CALIBRATION_PICTURES = 512
@@ -28,6 +29,7 @@ def quantize_int8(
     source: Path,
     target: Path,
     pictures: Pictures,
+    batch_size: int,
     exact_layers: int = 0,
     at_most: int = CALIBRATION_PICTURES,
     **calibration: Any,
@@ -49,7 +51,7 @@ def quantize_int8(
         quantize_static(
             prepared,
             target,
-            _Batches(some),
+            _Batches(some, batch_size),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*LAYERS, *ACTIVATIONS],
             per_channel=True,
@@ -76,12 +78,11 @@ def convert_to_fp16(source: Path, target: Path) -> None:
 
 
 class _Batches(CalibrationDataReader):
-    """Pictures as the calibration reads them: eight at a time, since it keeps all that a network computes of them."""
+    """Pictures as the calibration reads them."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.batches: Iterator[dict[str, np.ndarray]] = (
-            {INPUT: images} for _, images in pictures.batches(batch_size=8)
-        )
+    def __init__(self, pictures: Pictures, batch_size: int) -> None:
+        batches = progress(pictures.batches(batch_size), "finding the ranges of int8")
+        self.batches: Iterator[dict[str, np.ndarray]] = ({INPUT: images} for _, images in batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.batches, None)

@@ -62,7 +62,9 @@ def test_another_decoding_is_another_entry(image_folder: Path, tmp_path: Path) -
 def test_batches_hold_every_picture_once_in_one_size_each(image_folder: Path, tmp_path: Path) -> None:
     pictures = load(image_folder, tmp_path / "cache").splits["train"]
     seen = []
-    for indices, images in pictures.batches(4):
+    batches = pictures.batches(4)
+    assert len(batches) == sum(1 for _ in batches)
+    for indices, images in batches:
         assert len(images) <= 4
         for index, image in zip(indices, images, strict=True):
             np.testing.assert_array_equal(image, pictures[index])

@@ -73,7 +73,7 @@ def test_what_answers_by_mirror_images_is_trained_without_and_validated_with_the
     assert sum(passes) == 320 + 2 * 100
     assert isinstance(training.validation_set, Features if freeze else Pictures)
     data = load_data(compose(TINY).data, training.seed, AS_SHOWN)
-    answers = predict(torch_logits(model), data.validation, "as it is served")
+    answers = predict(torch_logits(model), data.validation, "as it is served", 32)
     right = (answers.argmax(1) == data.validation.labels).mean()
     assert epoch.metrics["validation_accuracy"] == pytest.approx(right)
 

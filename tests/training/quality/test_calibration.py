@@ -23,10 +23,10 @@ def test_a_classifier_that_is_too_sure_answers_the_same_but_less_sure() -> None:
     data = load_data(settings.data, settings.seed, settings.model.decoding)
     model = build_model(settings.model, len(data.classes))
     model.head[0].weight.data *= 1000  # an untrained model that is sure of everything
-    before = predict(torch_classify(model), data.validation, "before")
+    before = predict(torch_classify(model), data.validation, "before", 32)
 
-    metrics = calibrate(model, data.validation)
-    after = predict(torch_classify(model), data.validation, "after")
+    metrics = calibrate(model, data.validation, 32)
+    after = predict(torch_classify(model), data.validation, "after", 32)
     assert metrics["temperature"] > 1
     assert metrics["validation_calibration_error"] < metrics["validation_calibration_error_uncalibrated"]
     np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
@@ -39,5 +39,5 @@ def test_a_classifier_that_is_as_sure_as_it_is_right_stays_as_it_is() -> None:
     model = build_model(settings.model, len(data.classes))
     model.head[0].weight.data.zero_()
     model.head[0].bias.data.zero_()  # every class alike, which is right for a tenth of the pictures
-    metrics = calibrate(model, data.validation)
+    metrics = calibrate(model, data.validation, 32)
     assert metrics["temperature"] == 1 == float(model.temperature)

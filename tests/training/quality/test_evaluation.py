@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from training.data.pictures import Pictures
-from training.quality.evaluation import accuracy_interval, evaluate
+from training.quality.evaluation import accuracy_interval, evaluate, torch_logits
 from training.quality.figures import confusion_csv, confusions, evaluation_plots, plots
 
 CLASSES = ["cat", "dog", "owl"]
@@ -32,6 +34,22 @@ def test_the_metrics_of_a_small_example() -> None:
     assert confusions(evaluation) == [(2, 1, 2), (0, 1, 1)]
     assert confusion_csv(evaluation) == "true class,cat,dog,owl\ncat,3,1,0\ndog,0,2,0\nowl,0,2,0\n"
     assert set(evaluation_plots(evaluation)) == {"confusion", "reliability"}
+
+
+def test_a_gpu_answers_in_whole_float32_whatever_it_trains_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or ONNX Runtime's answers would differ from its: in TF32 by more than a registered version may."""
+    model = nn.Linear(2, 3)
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append((torch.get_float32_matmul_precision(), tf32.allow_tf32)))
+    tf32 = torch.backends.cudnn
+    monkeypatch.setattr(tf32, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        torch_logits(model)(np.zeros((1, 2), np.float32))
+        assert seen == [("highest", False)]
+        assert (torch.get_float32_matmul_precision(), tf32.allow_tf32) == ("high", True), "training goes on as before"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -29,8 +29,8 @@ from training.train import train
 def test_onnx_answers_as_pytorch_does_over_the_test_set(trained: Trained) -> None:
     settings = tracking.run_settings(trained.run_id)
     test = load_data(settings.data, settings.seed, settings.model.decoding).test
-    expected = predict(torch_classify(load_model(trained.run_id)), test, "torch")
-    found = parity(expected, predict(onnx_classify(trained.onnx), test, "onnx"))
+    expected = predict(torch_classify(load_model(trained.run_id)), test, "torch", 32)
+    found = parity(expected, predict(onnx_classify(trained.onnx), test, "onnx", 32))
     assert found.holds
     assert found.max_difference < 1e-4
 
@@ -83,7 +83,7 @@ def test_a_file_in_fp16_is_half_as_large_and_answers_alike(trained: Trained, tmp
     convert_to_fp16(trained.onnx, half)
     settings = tracking.run_settings(trained.run_id)
     test = load_data(settings.data, settings.seed, settings.model.decoding).test
-    exact, answers = (predict(onnx_classify(file), test, "onnx") for file in (trained.onnx, half))
+    exact, answers = (predict(onnx_classify(file), test, "onnx", 32) for file in (trained.onnx, half))
     assert answers.dtype == np.float32
     assert 1e-6 < np.abs(exact - answers).max() < 2e-2
     assert (exact.argmax(1) != answers.argmax(1)).mean() < 0.02
@@ -95,7 +95,7 @@ def test_the_first_layers_can_stay_exact(trained: Trained, tmp_path: Path) -> No
     data = load_data(settings.data, settings.seed, settings.model.decoding)
     exact = []
     for layers in (0, 3):
-        quantize_int8(trained.onnx, tmp_path / "int8.onnx", data.train, layers)
+        quantize_int8(trained.onnx, tmp_path / "int8.onnx", data.train, 32, layers)
         convolutions = [node for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "Conv"]
         exact.append(["DequantizeLinear" not in node.input[1] for node in convolutions])
     assert not any(exact[0])
@@ -139,10 +139,10 @@ def test_the_mean_over_mirror_images_is_taken_in_every_precision(
     model, file = mirrored
     settings = compose(TINY)
     pictures = load_data(settings.data, settings.seed, AS_SHOWN).test
-    (_, images), *_ = pictures.batches(64)
+    images = next(iter(pictures.batches(64)))[1]
     exact = onnx_classify(file)(images)
     int8, half = file_for(file, "int8"), file_for(file, "fp16")
-    quantize_int8(file, int8, pictures)
+    quantize_int8(file, int8, pictures, 32)
     convert_to_fp16(file, half)
     convolutions = [node for node in onnx.load(int8).graph.node if node.op_type == "Conv"]
     assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -159,16 +159,27 @@ def test_the_mean_over_mirror_images_is_taken_in_every_precision(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("largest_loss", "kept"), [(1.0, True), (-1.0, False)])
-def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kept: bool, tmp_path: Path) -> None:
+def test_a_precision_is_allowed_where_it_is_as_accurate(
+    largest_loss: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     losses = [f"export.half_loss={largest_loss}", f"export.int8_loss={largest_loss}"]
-    run_id = train(compose([*TINY, "trainer.epochs=1", "export.quantize=int8", *losses]))
+    short = ["trainer.epochs=1", "trainer.freeze_backbone=true", "evaluation_batch_size=150"]
+    monkeypatch.setattr("training.progress.SECONDS_BETWEEN_LINES", 0)
+    caplog.set_level("INFO", "training")
+    run_id = train(compose([*TINY, *short, "export.quantize=int8", *losses]))
     file = Path(mlflow.artifacts.download_artifacts(export_run(run_id), dst_path=str(tmp_path))) / MODEL_FILE
     int8 = file_for(file, "int8")
     assert int8.exists() is kept
+    works = ["features: 3 of 3", "features: 1 of 1", "calibrating: 1 of 1", "evaluating: 2 of 2"]
+    works += ["checking the ONNX file: 2 of 2", "finding the ranges of int8: 3 of 3"]
+    works += [
+        f"measuring {precision} in {name}: 2 of 2" for precision in ("bf16", "int8") for name in runtimes(precision)
+    ]
+    assert not [work for work in works if work not in caplog.text], "each in batches of 150, and saying how far it is"
 
     settings = tracking.run_settings(run_id)
     data = load_data(settings.data, settings.seed, AS_SHOWN)
-    exact = predict(onnx_classify(file), data.test, "in float32")
+    exact = predict(onnx_classify(file), data.test, "in float32", 32)
     np.testing.assert_allclose(exact, np.load(tracking.artifact(run_id, tracking.SERVED_PROBABILITIES_FILE)), atol=1e-5)
     measured = Metadata.from_properties(OnnxRuntime(file, (CPU,)).properties).measured
     assert {(said.precision, said.runtime) for said in measured} == {
@@ -184,7 +195,7 @@ def test_a_precision_is_allowed_where_it_is_as_accurate(largest_loss: float, kep
             continue
         # What was measured is what it answers.
         answers = predict(
-            onnx_classify(file_for(file, said.precision), said.precision, said.runtime), data.test, "again"
+            onnx_classify(file_for(file, said.precision), said.precision, said.runtime), data.test, "again", 32
         )
         assert said.accuracy == (answers.argmax(1) == data.test.labels).mean()
         assert said.changed == (answers.argmax(1) != exact.argmax(1)).mean()
