@@ -11,6 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
 
+import albumentations as A
+import numpy as np
 import timm
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -51,7 +53,9 @@ def _can_be_built(node: dict[str, Any]) -> dict[str, Any]:
         with warnings.catch_warnings():
             # Albumentations only warns of an argument that it does not know.
             warnings.filterwarnings("error", ".*are not valid for transform.*")
-            build(node, size=8, padded_size=9)
+            step = build(node, size=8, padded_size=9)
+            if isinstance(step, A.BaseCompose):  # which checks none of its arguments itself
+                step(image=np.zeros((8, 8, 3), np.uint8))
     except Exception as error:  # Hydra's, OmegaConf's and Albumentations' own
         # Albumentations names an argument in the second line, and what is wrong with it in the third.
         if found := re.search(r"InitSchema\\n(\w+)[^\\]*\\n\s*Input (.+?) \[type=", str(error)):

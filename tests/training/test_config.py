@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
+from sklearn.datasets import load_sample_image
 
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
@@ -70,7 +72,19 @@ def test_a_size_that_gives_way_is_said(caplog: pytest.LogCaptureFixture) -> None
 def test_every_augmentation_can_be_built(transforms: str) -> None:
     settings = compose([f"transforms={transforms}"])
     names = [type(step).__name__ for step in build_transform(settings.transforms, 32, 224).transforms]
-    assert names == ["Fit", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout", "ToTensorV2"]
+    of_the_reference = ["Fit", "PadIfNeeded", "RandomCrop", "HorizontalFlip", "Rotate", "CoarseDropout"]
+    assert names == [*of_the_reference, *(["SomeOf"] if transforms == "randaugment" else []), "ToTensorV2"]
+
+
+@pytest.mark.parametrize("experiment", ["best", "quick"])
+def test_randaugment_is_two_of_fourteen_and_takes_the_place_of_rotation_and_dropout(experiment: str) -> None:
+    settings = compose(["transforms=randaugment", f"experiment={experiment}"])
+    *_, rotate, dropout, two_of, _ = build_transform(settings.transforms, 32, 224).transforms
+    assert rotate.p == dropout.p == 0
+    assert (two_of.n, two_of.replace, two_of.p, len(two_of.transforms)) == (2, True, 1, 14)
+    photograph = np.ascontiguousarray(load_sample_image("flower.jpg")[100:356, 100:356])
+    changed = [(step(image=photograph)["image"] != photograph).any() for step in two_of.transforms]
+    assert changed == [False, *[True] * 13], "the first leaves a picture as it is"
 
 
 def test_the_reference_augmentation_is_the_published_one() -> None:
@@ -104,6 +118,7 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
         (["trainer.optimizer=adamm"], ["trainer.optimizer=adamm", "adamw"]),
         (["trainer.resume=always"], ["trainer.resume=always", "'auto' or 'never'"]),
         (["transforms.steps.rotate.limit=abc"], ["transforms.steps.rotate.limit=abc", "tuple"]),
+        (["transforms=randaugment", "transforms.steps.rand_augment.n=abc"], ["transforms.steps.rand_augment", "abc"]),
         (["+transforms.steps.rotate.limits=3"], ["transforms.steps.rotate", "limits"]),
     ],
 )

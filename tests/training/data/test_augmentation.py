@@ -11,7 +11,9 @@ from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.split import load_data
 
 
-@pytest.mark.parametrize(("transforms", "size"), [("reference", 64), ("no_coarse_dropout", 64), ("native", 8)])
+@pytest.mark.parametrize(
+    ("transforms", "size"), [("reference", 64), ("no_coarse_dropout", 64), ("native", 8), ("randaugment", 8)]
+)
 def test_augmented_pictures_have_one_size_and_follow_the_seed(transforms: str, size: int) -> None:
     settings = compose(["data=digits", f"transforms={transforms}"])
     data = load_data(settings.data, 1, AS_SHOWN)
