@@ -30,7 +30,7 @@ help:  ## List the targets
 
 .PHONY: demo
 demo: .venv/installed  ## Train, register, serve and ask once; DATA=folder or archive of pictures
-	@$(BIN)/python -m flows.demo $(if $(DATA),"data=$(DATA)")
+	@$(BIN)/python -m infra.demo $(if $(DATA),"data=$(DATA)")
 
 # Two tests at a time: most of them wait more than they compute. Each has one thread for PyTorch, whose threads take each
 # other's turns where there are more of them than cores.

@@ -65,7 +65,7 @@ def processes_of(state: Path) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_demo_leaves_nothing_running(own_state: Path, number: int) -> None:
-    command = [sys.executable, "-m", "flows.demo", "data=digits"]
+    command = [sys.executable, "-m", "infra.demo", "data=digits"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: any((own_state / "runs").glob("*")) or process.poll() is not None)

@@ -8,10 +8,10 @@ import pytest
 
 from flows.arguments import arguments, run_command
 from flows.batch_predict import batch_predict
-from flows.demo import demo
 from flows.failures import in_words_of_the_flow
 from flows.retrain import retrain
 from flows.rollback import rollback
+from infra.demo import demo
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
 

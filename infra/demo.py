@@ -89,4 +89,4 @@ def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    run_command(demo, "python -m flows.demo data=PATH")
+    run_command(demo, "python -m infra.demo data=PATH")
