@@ -30,7 +30,7 @@ from training.release import retention
 from training.release.retention import Freed
 
 EXAMPLE = "python -m flows.clean_up keep_versions=10 keep_days=30 dry_run=true"
-FLOWS = ["retrain", "batch-predict", "rollback", "release", "clean-up"]
+FLOWS = ["retrain", "batch-predict", "rollback", "release", "clean-up", "search"]
 LABEL = "cifar10-classifier=run"  # of a run's container: infra/prefect.yaml
 SHOWN = 5  # names of what is freed
 

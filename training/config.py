@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from serving.model.errors import UserError, exit_in_words
 from training.model.backbones import own_settings
 from training.settings import Settings, Text, TrainSettings
+from training.tracking import state_dir
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,14 @@ def _let_the_command_line_win(config: DictConfig, words: Sequence[str]) -> None:
 
 
 def understood(words: Sequence[str], settings: type[Settings]) -> list[str]:
-    """A command line as Hydra takes it: texts and paths as they stand, and timm's models by their names alone."""
+    """A command line as Hydra takes it: texts and paths as they stand, and timm's models by their names alone.
+
+    Experiments are also those that searches have written into the state directory.
+    """
     understood = []
+    if any(word.startswith("experiment=") for word in words) and (state_dir() / "experiment").is_dir():
+        found = QuotedString(f"file://{state_dir().absolute()}", Quote.single).with_quotes()
+        understood.append(f"hydra.searchpath=[{found}]")
     for word in words:
         key, _, value = word.partition("=")
         if key == "model" and value not in MODELS and timm.is_model(value):

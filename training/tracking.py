@@ -80,7 +80,7 @@ def training_run(settings: TrainSettings, data: ImageData, run_key: str, run_id:
     tags = {"model": name, "data": data.name, "data_fingerprint": data.fingerprint, "run_key": run_key}
     values = settings.model_dump(mode="json")
     with (
-        mlflow.start_run(run_id, parent, name, log_system_metrics=True) as run,
+        mlflow.start_run(run_id, parent, name, nested=True, log_system_metrics=True) as run,
         when_told_to_stop(lambda: mlflow.end_run("KILLED")),
     ):
         tell_page(run)

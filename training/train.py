@@ -28,7 +28,7 @@ from training.loop.checkpoint import Checkpoints
 from training.loop.devices import join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
-from training.loop.trainer import Trainer
+from training.loop.trainer import Epoch, Trainer
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate
 from training.quality.evaluation import Evaluation, evaluate, predict, torch_classify
@@ -70,8 +70,11 @@ def few_test_pictures(data: ImageData) -> dict[str, int]:
     return {name: int(count) for name, count in zip(data.classes, counts, strict=True) if count < FEW}
 
 
-def set_up(settings: TrainSettings) -> Run:
-    """Loads the pictures and builds the model; raises UserError as `read` does."""
+def set_up(settings: TrainSettings, prefix: str = "") -> Run:
+    """Loads the pictures and builds the model; raises UserError as `read` does.
+
+    A prefix of its key tells a run, and its checkpoints, from others with the same settings.
+    """
     settings, data = read(settings)
     log.info("%s", data.table())
     if few := few_test_pictures(data):
@@ -86,7 +89,7 @@ def set_up(settings: TrainSettings) -> Run:
     )
     if chosen.freeze_backbone and (idle := chosen.of_the_backbone()):
         log.warning(f"the head alone is trained, which leaves without effect: {', '.join(idle)}")
-    key = run_key(settings, data)
+    key = prefix + run_key(settings, data)
     checkpoints = Checkpoints(settings.state_dir / "runs" / key)
     trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
     return Run(settings, data, trainer, checkpoints, key)
@@ -122,25 +125,10 @@ def try_out(settings: TrainSettings) -> None:
 def train(settings: TrainSettings) -> str:
     """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id."""
     run = set_up(settings)
-    settings, data, trainer, checkpoints = run.settings, run.data, run.trainer, run.checkpoints
-    unfinished = checkpoints.run_id if settings.trainer.resume == "auto" else None
-    with (
-        exclusive_run(settings, run.key),
-        tracking.training_run(settings, data, run.key, unfinished) as run_id,
-        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, trainer.epochs)),
-    ):
-        checkpoints.run_id = run_id
-        epochs = trainer.fit()
-        processes, threads = trainer.accelerator.num_processes, torch.get_num_threads()
-        mlflow.set_tags({"processes": processes, "threads": threads, "steps": trainer.total_steps})
-        for epoch in epochs:
-            metrics = epoch.metrics
-            log.info(
-                f"epoch {epoch.number} of {trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "
-                f"accuracy {metrics['validation_accuracy']:.2%}, {metrics['images_per_second']:.0f} images per second"
-            )
-            mlflow.log_metrics(metrics, step=epoch.number)
-            tracking.log_losses(run_id, epoch.losses)
+    settings, data, trainer = run.settings, run.data, run.trainer
+    with tracked(run) as (run_id, epochs):
+        for _ in epochs:
+            pass
         batch_size = settings.evaluation_batch_size
         mlflow.log_metrics(calibrate(trainer.classifier, data.validation, batch_size))
         probabilities = predict(torch_classify(trainer.classifier), data.test, "evaluating", batch_size)
@@ -149,9 +137,39 @@ def train(settings: TrainSettings) -> str:
         weights = {name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}
         tracking.log_file(run_id, tracking.WEIGHTS_FILE, save(weights))
         log_evaluation(run_id, settings, data, evaluation)
-    checkpoints.remove()
+    run.checkpoints.remove()
     log.info(f"test accuracy {evaluation.metrics['accuracy']:.2%} on {len(data.test)} pictures; MLflow run {run_id}")
     return run_id
+
+
+@contextmanager
+def tracked(run: Run) -> Iterator[tuple[str, Iterator[Epoch]]]:
+    """The MLflow run, which goes on where it was interrupted, and the epochs that are left, kept there as they come."""
+    checkpoints = run.checkpoints
+    unfinished = checkpoints.run_id if run.settings.trainer.resume == "auto" else None
+    with (
+        exclusive_run(run.settings, run.key),
+        tracking.training_run(run.settings, run.data, run.key, unfinished) as run_id,
+        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, run.trainer.epochs)),
+    ):
+        checkpoints.run_id = run_id
+        yield run_id, _tracked_epochs(run, run_id)
+
+
+def _tracked_epochs(run: Run, run_id: str) -> Iterator[Epoch]:
+    trainer = run.trainer
+    epochs = trainer.fit()
+    processes, threads = trainer.accelerator.num_processes, torch.get_num_threads()
+    mlflow.set_tags({"processes": processes, "threads": threads, "steps": trainer.total_steps})
+    for epoch in epochs:
+        metrics = epoch.metrics
+        log.info(
+            f"epoch {epoch.number} of {trainer.epochs}: loss {metrics['train_loss']:.3f}, validation "
+            f"accuracy {metrics['validation_accuracy']:.2%}, {metrics['images_per_second']:.0f} images per second"
+        )
+        mlflow.log_metrics(metrics, step=epoch.number)
+        tracking.log_losses(run_id, epoch.losses)
+        yield epoch
 
 
 def log_evaluation(run_id: str, settings: TrainSettings, data: ImageData, evaluation: Evaluation) -> None:

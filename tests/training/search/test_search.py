@@ -1,0 +1,139 @@
+"""A search's space is checked before any work, a trial that falls behind is pruned, and what it draws is drawn once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.model.errors import UserError
+from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.state import ROOT, TINY
+from training import tracking
+from training.config import CONFIG_DIR, compose
+from training.search.space import Range, Space, check_space, own_values, read_space, words
+
+SPACE: Space = {"trainer.lr": Range(low=1e-4, high=1e-2, log=True), "trainer.frozen_stages": [0, 2, 3]}
+
+
+def written(directory: Path, text: str) -> str:
+    path = directory / "space.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in Path(CONFIG_DIR, "search").glob("*.yaml")])
+def test_every_space_is_around_the_quick_experiment(name: str) -> None:
+    space, quick = read_space(name), ["experiment=quick"]
+    check_space(name, space, quick)
+    assert own_values(space, compose(quick)).keys() == space.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer.learning_rate: [0.1]", ["trainer.learning_rate"]),
+        ("trainer.lr: {low: 0.0, high: 0.1}", ["trainer.lr=0.0", "greater than 0"]),
+        ("trainer.optimizer: [adamw, adamm]", ["trainer.optimizer=adamm", "timm's optimizers"]),
+        ("trainer.lr: {low: 0.1, high: 0.01}", ["trainer.lr", "low=0.1 should be less than high=0.01"]),
+        ("trainer.lr: {low: 0.1, hihg: 1}", ["trainer.lr"]),
+        ("trainer.lr: 0.1", ["trainer.lr", "a list of values, or a range"]),
+        ("seed: [1, 2, 3]", ["seed is not searched", "trainer"]),
+        ("data.validation_fraction: [0.1, 0.2]", ["data.validation_fraction is not searched"]),
+        ("trainer.lr: [", ["can't be read"]),
+        ("", ["has no parameters"]),
+    ],
+)
+def test_a_space_that_is_none_is_refused_in_words(text: str, said: list[str], tmp_path: Path) -> None:
+    name = written(tmp_path, text)
+
+    def read() -> None:
+        check_space(name, read_space(name), ["experiment=quick"])
+
+    assert_raises_in_words(UserError, read, f"space={name}", *said)
+
+
+def test_a_space_that_is_not_there_is_told_with_those_that_are() -> None:
+    assert_raises_in_words(UserError, lambda: read_space("defautl"), "space=defautl", "default")
+
+
+def test_a_list_and_a_model_are_choices_too(tmp_path: Path) -> None:
+    name = written(tmp_path, "model.head.hidden_sizes: [[], [64, 32]]\nmodel: [efficientnet_lite0, resnet18]")
+    space = read_space(name)
+    check_space(name, space, ["experiment=quick"])
+    model = compose(words({"model": "resnet18", "model.head.hidden_sizes": "[64, 32]"})).model
+    assert (model.name, model.head.hidden_sizes) == ("resnet18", [64, 32])
+
+
+@pytest.mark.slow
+def test_without_optuna_it_is_said_how_to_get_it() -> None:
+    program = "import sys; sys.modules['optuna'] = None; from flows.search import search; search.fn(data='digits')"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "UserError: a search needs Optuna, which is not installed\nmake scale installs it." in result.stderr
+
+
+def asked(journal: Path, seed: int = 1) -> tuple[int | None, dict[str, object]]:
+    """The next trial of a search that has just been started, or started again."""
+    from training.search.study import Study
+
+    study = Study(journal)
+    study.begin({}, SPACE)
+    number = study.ask(SPACE, trials=20, seed=seed)
+    return number, {} if number is None else study.params(number)
+
+
+def test_a_search_that_is_started_again_draws_nothing_twice(tmp_path: Path) -> None:
+    """Each trial by a start of its own, every other one killed at work, beside one start for all."""
+    pytest.importorskip("optuna", reason="make scale")
+    from training.search.study import Study, mend
+
+    whole = Study(tmp_path / "whole.journal")
+    whole.begin({}, SPACE)
+    expected = []
+    for number in range(8):
+        assert whole.ask(SPACE, 20, seed=1) == number
+        expected.append(whole.params(number))
+        whole.complete(number, number / 10)
+    assert len({each["trainer.lr"] for each in expected}) == 8
+
+    journal = tmp_path / "killed.journal"
+    for number in range(8):
+        found = asked(journal)
+        assert found == (number, expected[number])
+        if number % 2:
+            assert asked(journal) == found, "who was at work is asked again, by its number"
+            with open(journal, "a") as file:  # which a full disk cut off
+                file.write('{"op_code":6,"wor')
+            mend(journal)
+        Study(journal).complete(number, number / 10)
+
+
+@pytest.mark.slow
+def test_a_trial_that_falls_behind_is_pruned_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="make scale")
+    from training.search.study import AT_RANDOM, Study
+    from training.search.trial import train_trial
+
+    journal = tmp_path / "pruning.journal"
+    study = Study(journal)
+    study.begin({}, SPACE)
+    for number in range(AT_RANDOM):
+        study.ask(SPACE, 20, seed=1)
+        for epoch in (1, 2):
+            assert not study.is_hopeless(number, epoch, 1.0)
+        study.complete(number, 1.0)
+    number = study.ask(SPACE, 20, seed=1)
+    assert number == AT_RANDOM
+
+    settings = compose([*TINY, f"mlflow_experiment={tmp_path.name}"])
+    client, experiment = tracking.connect(), tracking.experiment_id(tmp_path.name)
+    parent = client.create_run(experiment).info.run_id
+    train_trial(settings, journal, number, parent)
+
+    assert study.trials[number].state.name == "PRUNED"
+    (run,) = client.search_runs([experiment], "tags.pruned = 'true'")
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.info.status == "KILLED"
+    assert "after epoch 1 of 2" in run.data.tags[tracking.DESCRIPTION]
+    assert tracking.history(run.info.run_id, "validation_accuracy").keys() == {1}
+    assert not list(settings.state_dir.glob("runs/pruning-*"))

@@ -1,0 +1,116 @@
+"""The space of a search: what is tried of each parameter. conf/search/default.yaml shows its form."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import ValidationError, model_validator
+
+from serving.model.errors import UserError
+from training.config import CONFIG_DIR, compose
+from training.loop.trainable import check_trainable
+from training.settings import Settings, TrainSettings
+
+GROUPS = ("model", "transforms", "trainer")  # the rest decides what accuracies are of
+
+
+class Range(Settings):
+    """Numbers from `low` to `high`, whole ones where both are; `log` where their order of magnitude counts."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low} should be less than high={self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={self.low} should be greater than 0 with log=true")
+        return self
+
+
+Space = dict[str, list[Any] | Range]  # by Hydra's key
+
+
+def read_space(name: str) -> Space:
+    """That of the name in conf/search, or of a YAML file; UserError where it has not the form of one."""
+    files = {path.stem: path for path in Path(CONFIG_DIR, "search").glob("*.yaml")}
+    path = files.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"space={name}: there is no such space\nChoose one of: {', '.join(sorted(files))}; or a file.")
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # YAML's and OmegaConf's own
+        raise UserError(f"space={name} can't be read ({' '.join(str(error).split()):.200})") from error
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"space={name} has no parameters; give a line each, such as trainer.frozen_stages: [0, 2, 3]")
+    return {str(key): _parameter(name, str(key), value) for key, value in found.items()}
+
+
+def _parameter(space: str, key: str, value: Any) -> list[Any] | Range:
+    if key.partition(".")[0] not in GROUPS:
+        raise UserError(f"space={space}: {key} is not searched; a parameter is one of {', '.join(GROUPS)}")
+    try:
+        if isinstance(value, dict):
+            return Range.model_validate(value)
+        if isinstance(value, list) and value:
+            return value
+        raise ValueError("give a list of values, or a range {low: NUMBER, high: NUMBER}")
+    except ValidationError as errors:
+        error: Any = errors.errors()[0]
+        where = ".".join(map(str, (key, *error["loc"])))
+        raise UserError(f"space={space}: {where}: {error['msg'].removeprefix('Value error, ')}") from errors
+    except ValueError as error:
+        raise UserError(f"space={space}: {key}: {error}") from error
+
+
+def as_json(space: Space) -> dict[str, Any]:
+    return {
+        key: parameter.model_dump() if isinstance(parameter, Range) else parameter for key, parameter in space.items()
+    }
+
+
+def check_space(name: str, space: Space, overrides: Sequence[str]) -> None:
+    """Raises UserError where training would refuse a parameter or a value of it."""
+    for key, parameter in space.items():
+        values = [parameter.low, parameter.high] if isinstance(parameter, Range) else parameter
+        for value in values:
+            try:
+                check_trainable(compose([*overrides, word(key, value)]))
+            except UserError as error:
+                first, *rest = str(error).splitlines()
+                raise UserError("\n".join([f"space={name}: {key}: {first}", *rest])) from error
+
+
+def word(key: str, value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def words(values: Mapping[str, Any]) -> list[str]:
+    return [word(key, value) for key, value in values.items()]
+
+
+def choices(values: Iterable[Any]) -> list[Any]:
+    """What Optuna is to choose of: a list or a dict as Hydra's text of it."""
+    return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+
+
+def own_values(space: Space, settings: TrainSettings) -> dict[str, Any]:
+    """The settings' own values of those parameters whose space they lie in."""
+    found = {}
+    for key, parameter in space.items():
+        value: Any = settings.model_dump(mode="json")
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(parameter, Range):
+            within = isinstance(value, int | float) and parameter.low <= value <= parameter.high
+        else:
+            (value,) = choices([value])
+            within = value in choices(parameter)
+        if within:
+            found[key] = value
+    return found
