@@ -11,6 +11,7 @@ from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.state import ROOT, TINY
 from training import tracking
 from training.config import CONFIG_DIR, compose
+from training.search.outcome import experiment_yaml
 from training.search.space import Range, Space, check_space, own_values, read_space, words
 
 SPACE: Space = {"trainer.lr": Range(low=1e-4, high=1e-2, log=True), "trainer.frozen_stages": [0, 2, 3]}
@@ -63,6 +64,32 @@ def test_a_list_and_a_model_are_choices_too(tmp_path: Path) -> None:
     check_space(name, space, ["experiment=quick"])
     model = compose(words({"model": "resnet18", "model.head.hidden_sizes": "[64, 32]"})).model
     assert (model.name, model.head.hidden_sizes) == ("resnet18", [64, 32])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values"),
+    [
+        pytest.param([], {"trainer.lr": 0.003, "trainer.batch_size": 32}, id="what few pictures would change"),
+        pytest.param(["trainer.epochs=3", "model.image_size=64"], {"trainer.lr": 0.003}, id="the command line's"),
+        pytest.param(["small_data=[]"], {"model.head.hidden_sizes": "[64, 32]"}, id="a list"),
+        pytest.param([], {"model": "resnet18", "transforms": "no_coarse_dropout"}, id="groups"),
+        pytest.param(["+model.backbone_options.drop_rate=0.1"], {"trainer.lr": 0.003}, id="what was not there"),
+    ],
+)
+def test_its_experiment_is_the_trial(
+    overrides: list[str], values: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIR", str(tmp_path / "it's here"))
+    file = tmp_path / "it's here" / "experiment" / "searched.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(experiment_yaml("quick", [*overrides, "data.train_limit=100"], values, "A sentence"))
+    trial, searched = compose(["experiment=quick", *overrides, *words(values)]), compose(["experiment=searched"])
+    for group in ("model", "transforms", "trainer", "small_data"):
+        assert getattr(searched, group) == getattr(trial, group)
+    assert searched.data.train_limit == compose(["experiment=quick"]).data.train_limit
+    assert compose(["experiment=searched", "trainer.lr=0.1"]).trainer.lr == 0.1
+    with pytest.raises(UserError, match="searched"):
+        compose(["experiment=serched"])
 
 
 @pytest.mark.slow
