@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ def named(experiment: str, space_name: str, space: Space, settings: TrainSetting
     """A search's name, from all that its accuracies depend on: who asks for the same goes on with it."""
     suiting, data = read(settings)
     depends = f"{run_key(suiting, data)} {json.dumps(as_json(space))}"
-    return f"{experiment}_{Path(space_name).stem}_{hashlib.sha256(depends.encode()).hexdigest()[:8]}"
+    key = hashlib.sha256(depends.encode()).hexdigest()[:8]
+    return re.sub(r"\W", "_", f"{experiment}_{Path(space_name).stem}_{key}")  # an option of Hydra's
 
 
 def journal(settings: TrainSettings, name: str) -> Path:

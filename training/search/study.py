@@ -69,14 +69,15 @@ class Study:
 
     def ask(self, space: Space, trials: int, seed: int) -> int | None:
         """The number of the next trial, one that was cut off before all others; None once `trials` have ended."""
+        left_behind = self._left_behind.pop(0) if self._left_behind else None
         number = len([trial for trial in self.trials if trial.state != TrialState.WAITING])
-        if not self._left_behind and number >= trials:
+        if left_behind is not None:
+            number = left_behind
+        elif number >= trials:
             return None
-        if self._left_behind:
-            number = self._left_behind.pop(0)
         # By the number: a study that goes on would draw again what it has drawn.
         self.study.sampler = optuna.samplers.TPESampler(n_startup_trials=AT_RANDOM, seed=seed + number)
-        trial = self._trial(number) if self._is_running(number) else self.study.ask()
+        trial = self.study.ask() if left_behind is None else self._trial(left_behind)
         for key, parameter in space.items():
             if not isinstance(parameter, Range):
                 trial.suggest_categorical(key, choices(parameter))
@@ -105,9 +106,6 @@ class Study:
     def fail(self, number: int, reason: str) -> None:
         self._trial(number).set_user_attr(REASON, reason)
         self.study.tell(number, state=TrialState.FAIL)
-
-    def _is_running(self, number: int) -> bool:
-        return number < len(self.trials) and self.trials[number].state == TrialState.RUNNING
 
     def _trial(self, number: int) -> "Trial":
         return Trial(self.study, self.trials[number]._trial_id)
