@@ -90,9 +90,9 @@ comma := ,
 .PHONY: images
 # For podman, whose own format has no health checks.
 images: export BUILDAH_FORMAT = docker
-images:  ## Build the images of training and serving; DEVICE=gpu, ENGINE=podman, BASE_DIGEST=sha256:...
+images:  ## Build the images of training and serving; DEVICE=gpu, SCALE=1, ENGINE=podman, BASE_DIGEST=sha256:...
 	$(BUILD) --file Dockerfile.serve --tag localhost/cifar10-serve .
-	$(BUILD) --build-arg GIT_DIRTY=$(if $(shell git status --porcelain),true,false) \
+	$(BUILD) --build-arg SCALE=$(SCALE) --build-arg GIT_DIRTY=$(if $(shell git status --porcelain),true,false) \
 		--file Dockerfile.train --tag localhost/cifar10-train .
 
 .PHONY: env

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -23,6 +23,8 @@ from flows.arguments import run_command
 
 EXAMPLE = "python -m infra.deployments pool=local"
 FILE = Path("infra/prefect.yaml")
+# What a run is, where the work pool's own type does not say it all.
+JOBS = {"kubernetes": Path("infra/kubernetes/job.yaml")}
 Entry = dict[str, Any]  # a deployment as the file has it
 
 
@@ -41,6 +43,8 @@ def deploy(pool: str) -> None:
     variable = f"deployed_to_{pool}"
     last: dict[str, Entry] = Variable.get(variable, default={})
     with get_client(sync_client=True) as api:
+        if job := JOBS.get(api.read_work_pool(pool).type):
+            api.update_work_pool(pool, WorkPoolUpdate(base_job_template=yaml.safe_load(job.read_text())))
         there = _read(api, {**last, **entries})
         kept = [
             _kept(entry, there[key], last.get(key, {})) if key in there else entry for key, entry in entries.items()

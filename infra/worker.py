@@ -1,6 +1,7 @@
 """Prefect's worker, which leaves no run behind: not one that died before it, nor one of its own when it stops.
 
-`prefect worker start` kills its runs when it is told to stop, before they can say anything.
+`prefect worker start` kills its runs when it is told to stop, before they can say anything. Kubernetes' Jobs go on
+without their worker, and are left alone.
 """
 
 import asyncio
@@ -22,14 +23,20 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 from prefect.states import Cancelling
+from prefect.utilities.importtools import from_qualified_name
 from prefect.workers.base import BaseWorker
-from prefect.workers.process import ProcessWorker
-from prefect_docker.worker import DockerWorker
 
 from flows.arguments import run_command
+from serving.model.errors import UserError
 
 EXAMPLE = "python -m infra.worker pool=local type=process"
-WORKERS: dict[str, type[BaseWorker]] = {"process": ProcessWorker, "docker": DockerWorker}
+Kind = Literal["process", "docker", "kubernetes"]
+# The last one's package is installed by `make scale`.
+WORKERS: dict[Kind, str] = {
+    "process": "prefect.workers.process.ProcessWorker",
+    "docker": "prefect_docker.worker.DockerWorker",
+    "kubernetes": "prefect_kubernetes.worker.KubernetesWorker",
+}
 # The state of a run that somebody is at work on, or was.
 AT_WORK = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 ASKED_AFTER = "run-asked-after"  # infra/automations.yaml waits for an answer
@@ -37,15 +44,19 @@ SECONDS_TO_STOP = 75  # Prefect gives a cancelled run half a minute; infra/compo
 SECONDS_TO_SAY_SO = 10
 
 
-def work(pool: str, type: Literal["process", "docker"], healthcheck: bool = False) -> None:
+def work(pool: str, type: Kind, healthcheck: bool = False) -> None:
     """Runs what is asked of a work pool; SIGTERM or Ctrl-C cancels the runs that it has started, and then ends it.
 
     Args:
         pool: the work pool.
-        type: what a run is: a process, or a container.
+        type: what a run is: a process, a container, or a Job of Kubernetes, which is not cancelled.
         healthcheck: whether to answer at port 8080 while it works.
     """
-    anyio.run(_work, WORKERS[type](work_pool_name=pool), pool, healthcheck)
+    try:
+        worker = from_qualified_name(WORKERS[type])
+    except ModuleNotFoundError as error:
+        raise UserError(f"type={type}: {error}; install requirements/scale.txt (make scale)") from error
+    anyio.run(_work, worker(work_pool_name=pool), pool, healthcheck)
 
 
 async def _work(worker: BaseWorker, pool: str, healthcheck: bool) -> None:
@@ -62,6 +73,9 @@ async def _work(worker: BaseWorker, pool: str, healthcheck: bool) -> None:
         await _ask_after_runs(client, pool)
         group.start_soon(worker.start, False, healthcheck)
         await stopping.wait()
+        if worker.type == "kubernetes":
+            group.cancel_scope.cancel()
+            return
         with anyio.move_on_after(SECONDS_TO_STOP) as limit:
             await _cancel_runs(client, pool, worker.name)
         if limit.cancelled_caught:
