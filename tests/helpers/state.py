@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -63,3 +64,27 @@ def train_champion(state: Path) -> Trained:
     return Trained(
         run_id, version, Path(shutil.copy(onnx_file(version_uri(DEFAULT_NAME, version), state), state / "alone.onnx"))
     )
+
+
+def promote(trained: Trained, model: onnx.ModelProto | None = None) -> str:
+    """Registers the trained model, or an edited one, as the new champion; returns its version."""
+    import mlflow
+
+    from serving.model.registry import CHAMPION, DEFAULT_NAME
+    from training import tracking
+    from training.release.registry import register
+
+    client = tracking.connect()
+    with mlflow.start_run(run_id=trained.run_id):
+        logged = mlflow.onnx.log_model(model or onnx.load(trained.onnx), name="onnx", save_as_external_data=False)
+    version = register(trained.run_id, logged.model_uri, DEFAULT_NAME)
+    client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, version)
+    return version
+
+
+def with_metadata(trained: Trained, **changed: str) -> onnx.ModelProto:
+    """The trained model with other words in what its file says of itself."""
+    model = onnx.load(trained.onnx)
+    properties = {each.key: each.value for each in model.metadata_props}
+    onnx.helper.set_model_props(model, {**properties, **changed})
+    return model

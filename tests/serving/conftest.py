@@ -1,7 +1,9 @@
 """Services of the trained ONNX file with settings of their own."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from serving.model.registry import DEFAULT_NAME, version_uri
 from tests.helpers import service as services
 from tests.helpers.service import InProcess, Serve, Served
-from tests.helpers.state import Trained
+from tests.helpers.state import Trained, state_in
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,11 @@ def client(trained: Trained, in_process: InProcess) -> Iterator[httpx.Client]:
     """
     with in_process(model=version_uri(DEFAULT_NAME, trained.version)) as client:
         yield client
+
+
+@pytest.fixture
+def own_registry(trained: Trained, state_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tests' registry, so that its champion can come and change."""
+    with state_in(tmp_path / "state") as directory:
+        shutil.copy(state_dir / "mlflow.db", directory / "mlflow.db")
+        yield directory

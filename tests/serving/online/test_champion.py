@@ -2,47 +2,24 @@
 
 import json
 import logging
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import mlflow
 import onnx
 import pytest
 from onnx import helper
 
 from serving.model.errors import RegistryError
-from serving.model.registry import CHAMPION, DEFAULT_NAME, champion_uri, version_uri
+from serving.model.registry import DEFAULT_NAME, champion_uri, version_uri
 from serving.model.runtime import runtimes
 from serving.model.store import ModelStore
 from tests.helpers.pictures import png
 from tests.helpers.service import InProcess, Serve, metric
-from tests.helpers.state import Trained, state_in
+from tests.helpers.state import Trained, promote, with_metadata
 from tests.helpers.waiting import wait_until
-from training import tracking
-from training.release import registry
-
-
-@pytest.fixture
-def own_registry(trained: Trained, state_dir: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the tests' registry, so that its champion can change."""
-    (tmp_path / "state").mkdir()
-    shutil.copy(state_dir / "mlflow.db", tmp_path / "state" / "mlflow.db")
-    with state_in(tmp_path / "state") as directory:
-        yield directory
-
-
-def promote(trained: Trained, model: onnx.ModelProto | None = None) -> str:
-    """Registers the trained model, or an edited one, as the new champion; returns its version."""
-    client = tracking.connect()
-    with mlflow.start_run(run_id=trained.run_id):
-        logged = mlflow.onnx.log_model(model or onnx.load(trained.onnx), name="onnx", save_as_external_data=False)
-    version = registry.register(trained.run_id, logged.model_uri, DEFAULT_NAME)
-    client.set_registered_model_alias(DEFAULT_NAME, CHAMPION, version)
-    return version
 
 
 def doubled(trained: Trained) -> onnx.ModelProto:
@@ -56,10 +33,7 @@ def doubled(trained: Trained) -> onnx.ModelProto:
 
 
 def with_classes(trained: Trained, classes: list[object]) -> onnx.ModelProto:
-    model = onnx.load(trained.onnx)
-    properties = {each.key: each.value for each in model.metadata_props}
-    onnx.helper.set_model_props(model, {**properties, "classes": json.dumps(classes)})
-    return model
+    return with_metadata(trained, classes=json.dumps(classes))
 
 
 def for_pictures_of_the_self_test_alone(trained: Trained) -> onnx.ModelProto:
@@ -167,10 +141,7 @@ def test_a_version_that_fails_at_a_picture_that_the_old_one_answered_is_broken(
 
 def with_bf16(trained: Trained, *, allowed: bool) -> onnx.ModelProto:
     said = {"precision": "bf16", "runtime": "openvino", "accuracy": 0.5, "changed": 0, "largest_change": 0, "speed": 2}
-    model = onnx.load(trained.onnx)
-    properties = {each.key: each.value for each in model.metadata_props}
-    onnx.helper.set_model_props(model, {**properties, "measured": json.dumps([{**said, "allowed": allowed}])})
-    return model
+    return with_metadata(trained, measured=json.dumps([{**said, "allowed": allowed}]))
 
 
 @pytest.mark.skipif(not runtimes("bf16"), reason="this CPU has no bf16")

@@ -1,7 +1,6 @@
 """The service before the first champion: it waits, alive and not ready, and says what is missing."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from serving.model.registry import CHAMPION, DEFAULT_NAME, champion_uri
 from tests.helpers.commands import assert_user_error
 from tests.helpers.pictures import png
 from tests.helpers.servers import Server, answers, mlflow_server, shell_environment
-from tests.helpers.state import ROOT, Trained, state_in
+from tests.helpers.state import ROOT
 from tests.helpers.waiting import free_port, wait_until
 from training import tracking
 
@@ -25,14 +24,6 @@ OURS = (sys.executable, "-m", "serving")
 BENTOML = (str(Path(sys.executable).with_name("bentoml")), "serve", "serving.online.service:Classifier")
 # Brings the registry, or its champion, about for a block; is called with its environment.
 Comes = Callable[[Path, dict[str, str]], AbstractContextManager[object]]
-
-
-@pytest.fixture
-def own_registry(trained: Trained, state_dir: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the tests' registry, so that its champion can come."""
-    with state_in(tmp_path / "state") as directory:
-        shutil.copy(state_dir / "mlflow.db", directory / "mlflow.db")
-        yield directory
 
 
 @contextmanager
