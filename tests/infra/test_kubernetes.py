@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,9 @@ import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas import FlowRun
 
+from infra.worker import work
+from serving.model.errors import UserError
+from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.kubernetes import KUBERNETES, Resource, dangling, invalid, named, render
 from tests.helpers.state import ROOT
 
@@ -136,3 +140,8 @@ def test_the_service_answers_with_a_file_where_the_overlay_says_so(changed: Path
     assert invalid(resources) + dangling(resources) == []
     (service,) = pods(resources)["service"]["containers"]
     assert {"name": "SERVING_MODEL", "value": "/models/model.onnx"} in service["env"]
+
+
+def test_a_worker_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prefect_kubernetes.worker", None)
+    assert_raises_in_words(UserError, lambda: work("kubernetes", "kubernetes"), "type=kubernetes", "make scale")
