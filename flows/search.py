@@ -10,6 +10,7 @@ from pydantic import Field
 from flows.arguments import print_table, run_command
 from flows.failures import RETRIES, TEMPORARY, cancellable, in_words_of_the_flow
 from flows.retrain import data_overrides
+from serving.model.errors import UserError
 from training import tracking
 from training.config import compose
 from training.loop.candidates import noted, reason
@@ -86,6 +87,8 @@ def search(
     """
     require_optuna()
     common = [*data_overrides(data), f"experiment={experiment}", f"model={model}", *overrides]
+    if removed := next((word for word in overrides if word.startswith("~")), ""):
+        raise UserError(f"{removed}: an experiment can't take out what another has; give a value instead, such as p=0")
     settings, parameters = compose(common), read_space(space)
     check_trainable(settings)
     check_space(space, parameters, common)
@@ -101,7 +104,7 @@ def search(
                     try_settings([*common, *words(study.params(number))], journal, number, run_id)
                 if trial in failures:
                     study.fail(number, reason(failures[trial]))
-            return conclude(run_id, name, experiment, [*overrides], parameters, journal)
+            return conclude(run_id, name, experiment, [f"model={model}", *overrides], parameters, journal)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,11 @@ class TrainerSettings(Settings):
             return f"{self.minutes:g} minutes"
         return f"{self.steps} steps" if self.steps else f"{self.epochs} epochs"
 
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed: where the backbone is frozen, features are not."""
+        return bool(self.mixup or self.cutmix) and not self.freeze_backbone
+
     def of_the_backbone(self) -> list[str]:
         """What is set that has no effect where the backbone is frozen."""
         names = ("image_size", "layer_decay", "mixup", "cutmix", "drop_path")

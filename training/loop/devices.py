@@ -6,6 +6,7 @@ Processes are started by torchrun, and joined by NCCL on GPUs, by gloo on CPUs.
 import logging
 import os
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -30,7 +31,7 @@ def join() -> PartialState:
     started = os.environ.get("WORLD_SIZE", "1")
     try:
         # Accelerate joins processes on CPUs only where it is told that the CPU is meant.
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))  # decoding takes its time
         reason = f"{state.num_processes} joined"
     except ValueError as error:
         reason = str(error)
@@ -74,7 +75,7 @@ def precision(name: str) -> str:
     if name != "auto":
         return name
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 

@@ -56,8 +56,8 @@ class Loss:
     def __init__(self, settings: TrainerSettings, labels: np.ndarray, classes: int, device: torch.device) -> None:
         self.smoothing = settings.label_smoothing
         self.weights = class_weights(labels, classes).to(device) if settings.class_balance == "loss" else None
-        mixed = (settings.mixup or settings.cutmix) and not settings.freeze_backbone
-        self.mix = Mixup(settings.mixup, settings.cutmix, label_smoothing=0, num_classes=classes) if mixed else None
+        mixup = Mixup(settings.mixup, settings.cutmix, label_smoothing=0, num_classes=classes)
+        self.mix = mixup if settings.mixes else None
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of uint8 (N, H, W, 3), or of features (N, D), with labels int64 (N,): float32 ()."""

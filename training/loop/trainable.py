@@ -24,6 +24,8 @@ def check_trainable(settings: TrainSettings) -> None:
     if settings.small_data:  # the rest may change with the number of pictures: asked again when that is known
         return
     trainer = settings.trainer
+    if trainer.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("trainer.precision=fp16 needs a GPU; give auto, bf16 or no")
     model = _on_paper(settings.model)
     if not trainer.freeze_backbone:
         _check_backbone(settings, model)
@@ -43,7 +45,7 @@ def _check_backbone(settings: TrainSettings, model: ImageClassifier) -> None:
         _on_paper(settings.model.model_copy(update={"image_size": trainer.image_size}), "trainer")
     if trainer.drop_path and not takes_drop_path(name):
         raise UserError(f"trainer.drop_path={trainer.drop_path}: {name} has no blocks that can be left out; give 0")
-    if (trainer.mixup or trainer.cutmix) and trainer.batch_size // join().num_processes % 2:
+    if trainer.mixes and trainer.batch_size // join().num_processes % 2:
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: trainer.mixup and trainer.cutmix take pictures in pairs, in "
             "each process; give an even number"

@@ -88,7 +88,8 @@ class Trainer:
         processes = join().num_processes
         if settings.batch_size % processes:
             raise UserError(f"trainer.batch_size={settings.batch_size} can't be shared evenly by {processes} processes")
-        self.batch_size = min(settings.batch_size, len(train) // processes * processes)
+        together = 2 * processes if settings.mixes else processes  # pictures are mixed in pairs
+        self.batch_size = min(settings.batch_size, len(train) // together * together)
         if not self.batch_size:
             raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
@@ -118,6 +119,7 @@ class Trainer:
             network = convert_sync_batchnorm(network)  # PyTorch's own would drop the activations in timm's layers
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
         if settings.compile:
+            torch.compiler.reset()  # of what other candidates have compiled, of which there may be so many
             self.model.compile()
 
         self.scheduler: Scheduler | None = None
@@ -199,6 +201,7 @@ class Trainer:
             train_set,
             self.batch_size,
             sampler=sampler,
+            generator=torch.Generator(),  # else workers take their seed from that of dropout
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.device.type == "cuda",
@@ -350,7 +353,7 @@ class Trainer:
         self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
         if self.average:
             self.average.module.load_state_dict(tensors["average"])
-        if self.accelerator.scaler:
+        if self.accelerator.scaler and "scaler" in rest:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
         for name in PROGRESS:
             setattr(self, name, rest[name])

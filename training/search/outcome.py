@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from omegaconf import OmegaConf
 
-from training.config import CONFIG_DIR, compose
+from training.config import CONFIG_DIR, compose, understood
 from training.pages.plots import COLORS, STYLE, shortened
 from training.search.space import Range, Space, choices, words
 from training.search.study import REASON
+from training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -95,12 +96,14 @@ def experiment_yaml(experiment: str, overrides: Sequence[str], values: dict[str,
     changes = OmegaConf.create()
     defaults: list[Any] = [experiment]
     settings = after.model_dump(mode="json")
-    for each in [*overrides, *words(values)]:
+    groups: dict[str, str] = {}
+    for each in understood([*overrides, *words(values)], TrainSettings):
         key, _, value = each.partition("=")
         if key in GROUPS - {"data", "experiment"}:
-            defaults.append({f"override /{key}": value})
+            groups[f"override /{key}"] = value
         elif key.lstrip("+").partition(".")[0] in ("model", "transforms", "trainer"):
             OmegaConf.update(changes, key.lstrip("+"), _value(settings, key.lstrip("+")))
+    defaults += [{key: value} for key, value in groups.items()]
     # An experiment's answer to few pictures gives way to a command line, but not to another experiment.
     if after.small_data != before.small_data:
         changes.small_data = settings["small_data"]

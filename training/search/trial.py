@@ -26,11 +26,12 @@ def train_trial(settings: TrainSettings, journal: Path, number: int, parent: str
     study = Study(journal)
     log.info("trial %d: %s", number, ", ".join(words(study.params(number))))
     run = set_up(settings, f"{journal.stem}-{number}-")
-    last, pruned = run.settings.trainer.epochs, False
+    pruned = False
     with tracked(run) as (_, epochs):
         mlflow.set_tags({MLFLOW_PARENT_RUN_ID: parent, MLFLOW_RUN_NAME: f"trial {number}", "search": journal.stem})
         for epoch in epochs:
             accuracy = epoch.metrics["validation_accuracy"]
+            last = run.trainer.epochs
             if study.is_hopeless(number, epoch.number, accuracy) and epoch.number < last:
                 reason = f"Pruned after epoch {epoch.number} of {last}: half of the trials were better by then."
                 log.info("trial %d: %s", number, reason)

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from serving.model.cpus import cpus
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.state import TINY
 from training.config import compose
 from training.loop.checkpoint import Checkpoints
+from training.loop.devices import precision, workers
 from training.loop.optimization import Loss
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Trainer, steps_within
@@ -53,7 +56,7 @@ def assert_equal_weights(first: nn.Module, second: nn.Module) -> None:
         ["trainer.ema=0.9", "trainer.freeze_backbone=true"],
         ["trainer.early_stopping=1", "trainer.lr=0.1"],
         ["trainer.layer_decay=0.7", "trainer.drop_path=0.2", "trainer.image_size=24"],
-        ["trainer.num_workers=1"],
+        ["trainer.num_workers=1", "trainer.drop_path=0.2"],
         ["trainer.minutes=0.04", "trainer.ema=0.9", *MIX],
     ],
     ids=lambda overrides: " ".join(word.removeprefix("trainer.") for word in overrides),
@@ -159,6 +162,54 @@ def test_it_stops_where_nothing_has_got_better_for_so_many_epochs() -> None:
     """Equally good is not better: with a learning rate of next to nothing all epochs are equally good."""
     training = trainer("trainer.early_stopping=2", "trainer.lr=1e-12", "trainer.epochs=9")
     assert [epoch.number for epoch in training.fit()] == [1, 2, 3]
+
+
+def test_the_deepest_block_is_left_out_with_the_probability_that_is_asked_for() -> None:
+    dropped = [m.drop_prob for m in trainer("trainer.drop_path=0.2").classifier.modules() if isinstance(m, DropPath)]
+    assert max(dropped) == pytest.approx(0.2)
+    assert not any(isinstance(module, DropPath) for module in trainer().classifier.modules())
+
+
+def test_a_patch_counts_by_its_share_of_the_picture() -> None:
+    settings = compose([*SMALL, "trainer.cutmix=1.0", "trainer.label_smoothing=0"]).trainer
+    loss = Loss(settings, np.arange(2), 2, torch.device("cpu"))
+    seen: list[Tensor] = []
+
+    def answer(images: Tensor) -> Tensor:
+        seen.append(images)
+        return torch.tensor([[0.0, -1.0], [0.0, -1.0]])
+
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 16, 16, 3)
+    value = float(loss(answer, images, torch.arange(2)))  # type: ignore[arg-type]
+    assert set(seen[0].unique().tolist()) == {0, 255}
+    # Of two pictures of one class each, what one gives away the other gets: the loss does not depend on the share.
+    assert value == pytest.approx((0.313262 + 1.313262) / 2, abs=1e-5)
+    white = seen[0].mean((1, 2, 3)) / 255
+    assert white.sum() == pytest.approx(1.0)
+
+
+def test_an_odd_number_of_pictures_is_mixed_as_well() -> None:
+    assert len(next(trainer(*MIX, "data.train_limit=33", "trainer.batch_size=64").fit()).losses) == 1
+
+
+def test_a_time_budget_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five steps an epoch of 0.5 s each, and a validation that takes next to nothing: a minute is 119 or 120 steps."""
+    training = trainer("trainer.minutes=1")
+    monkeypatch.setattr(training, "_rehearse", lambda *_: 0.5)
+    monkeypatch.setattr(training, "_validate", lambda: 0.0)
+    training.fit()
+    assert 100 < training.total_steps <= 120
+
+
+def test_old_gpus_train_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There bf16 is emulated. What CUDA says is set here, as there is none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for emulated, expected in ((True, "fp16"), (False, "bf16")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, e=emulated: including_emulation or not e
+        )
+        assert precision("auto") == expected
+    assert workers("auto", 1) == max(0, cpus() - 1)
 
 
 def test_layers_learn_the_slower_the_further_they_are_from_the_head() -> None:

@@ -73,6 +73,8 @@ def test_a_list_and_a_model_are_choices_too(tmp_path: Path) -> None:
         pytest.param(["trainer.epochs=3", "model.image_size=64"], {"trainer.lr": 0.003}, id="the command line's"),
         pytest.param(["small_data=[]"], {"model.head.hidden_sizes": "[64, 32]"}, id="a list"),
         pytest.param([], {"model": "resnet18", "transforms": "no_coarse_dropout"}, id="groups"),
+        pytest.param([], {"model": "vgg11", "trainer.lr": 0.003}, id="a timm model by its name"),
+        pytest.param(["model=resnet18"], {"trainer.lr": 0.003}, id="another model"),
         pytest.param(["+model.backbone_options.drop_rate=0.1"], {"trainer.lr": 0.003}, id="what was not there"),
     ],
 )
