@@ -87,6 +87,8 @@ class PictureError(Exception):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in Python's way or in that of a decoder, ONNX Runtime or CUDA."""
     words = str(error).lower()
+    if "security limit exceeded" in words:  # a damaged HEIF picture's, of a size that no memory would hold
+        return False
     return isinstance(error, MemoryError) or any(form in words for form in OUT_OF_MEMORY)
 
 

@@ -14,6 +14,7 @@ from serving.model.errors import (
     exit_in_words,
     full_disk,
     in_words,
+    is_out_of_memory,
     without_credentials,
 )
 
@@ -101,3 +102,9 @@ def test_what_is_told_holds_no_credential(text: str, shown: str, monkeypatch: py
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "ann:their-password")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/data/a@b")
     assert without_credentials(text) == str(UserError(text)) == str(RegistryError(text)) == shown
+
+
+def test_a_size_that_a_damaged_picture_claims_is_no_lack_of_memory() -> None:
+    said = "Memory allocation error: {}: Image size 16777280x64 exceeds the maximum image size 1073741824"
+    assert not is_out_of_memory(RuntimeError(said.format("Security limit exceeded")))  # as libheif words it
+    assert is_out_of_memory(RuntimeError(said.format("Unspecified")))
