@@ -15,6 +15,8 @@ from training.search.space import Range, Space, choices
 
 AT_RANDOM = 5  # trials before the first that learns from them, and before the first that is pruned
 REASON = "reason"  # why a trial failed
+STARTS = "starts"  # how often one has begun
+MOST_STARTS = 3  # of one that ends its process, as the kernel's want of memory does, before its first epoch is done
 
 
 def require_optuna() -> None:
@@ -69,7 +71,7 @@ class Study:
 
     def ask(self, space: Space, trials: int, seed: int) -> int | None:
         """The number of the next trial, one that was cut off before all others; None once `trials` have ended."""
-        left_behind = self._left_behind.pop(0) if self._left_behind else None
+        left_behind = self._next_left_behind()
         number = len([trial for trial in self.trials if trial.state != TrialState.WAITING])
         if left_behind is not None:
             number = left_behind
@@ -85,7 +87,17 @@ class Study:
                 trial.suggest_int(key, parameter.low, parameter.high, log=parameter.log)
             else:
                 trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
+        trial.set_user_attr(STARTS, self.trials[trial.number].user_attrs.get(STARTS, 0) + 1)
         return trial.number
+
+    def _next_left_behind(self) -> int | None:
+        while self._left_behind:
+            number = self._left_behind.pop(0)
+            trial = self.trials[number]
+            if trial.user_attrs.get(STARTS, 0) < MOST_STARTS or trial.intermediate_values:
+                return number
+            self.fail(number, f"its process ended {MOST_STARTS} times before its first epoch was done")
+        return None
 
     def params(self, number: int) -> dict[str, Any]:
         return dict(self.trials[number].params)

@@ -137,6 +137,17 @@ def test_a_search_that_is_started_again_draws_nothing_twice(tmp_path: Path) -> N
         Study(journal).complete(number, number / 10)
 
 
+def test_a_trial_that_ends_its_process_does_not_stop_the_search(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="make scale")
+    from training.search.study import REASON, Study
+
+    journal = tmp_path / "deadly.journal"
+    assert [asked(journal)[0] for _ in range(4)] == [0, 0, 0, 1]
+    assert "3 times" in Study(journal).trials[0].user_attrs[REASON]
+    Study(journal).is_hopeless(1, epoch=1, accuracy=0.5)
+    assert [asked(journal)[0] for _ in range(4)] == [1, 1, 1, 1], "one that gets on is not given up"
+
+
 @pytest.mark.slow
 def test_a_trial_that_falls_behind_is_pruned_and_says_so(tmp_path: Path) -> None:
     pytest.importorskip("optuna", reason="make scale")
