@@ -226,7 +226,7 @@ def test_damaged_files_are_answered_or_have_a_reason(version: Path, precision: s
     predictor = Predictor(version, precision=precision)  # type: ignore[arg-type]
     (expected,) = predictor.classify([png()], 1_000_000, all_cores=True)
 
-    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(damaged(whole_files()))
     def check(content: bytes) -> None:
         answer, whole = predictor.classify([content, png()], 1_000_000, all_cores=True)
