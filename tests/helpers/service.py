@@ -1,10 +1,12 @@
 """The service in this process or in one of its own, and what it tells."""
 
+import itertools
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import onnx
@@ -15,6 +17,8 @@ from serving.online.app import create_application
 from serving.running import running
 from serving.settings import load_settings
 from tests.helpers.waiting import free_port, wait_until
+
+T = TypeVar("T")
 
 
 class Served(NamedTuple):
@@ -66,6 +70,29 @@ def in_process(**settings: Any) -> Iterator[httpx.Client]:
         token = {"authorization": f"Bearer {values.tokens[0].get_secret_value()}"} if values.tokens else {}
         wait_until(lambda: client.get("/model", headers=token).is_success)
         yield client
+
+
+@contextmanager
+def under_load(ask: Callable[[int], T]) -> Iterator[list[T]]:
+    """Four clients ask until the block ends, each told the number of its question; what they get, as it comes."""
+    answers: list[T] = []
+    stop = threading.Event()
+
+    def keep_asking(client: int) -> None:
+        for number in itertools.count(client):
+            if stop.is_set():
+                return
+            answers.append(ask(number))
+
+    threads = [threading.Thread(target=keep_asking, args=(client,)) for client in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def metric(service: str | httpx.Client, name: str, **labels: str) -> float:

@@ -253,7 +253,7 @@ class Trainer:
         """
         train_mode(self.model)
         network = self.accelerator.unwrap_model(self.model)
-        losses: list[Tensor] = []
+        batches, losses = len(loader), list[Tensor]()
         waited = 0.0
         asked = time.perf_counter()
         for step, (images, labels) in enumerate(progress(loader, f"epoch {self.epoch}"), first_step):
@@ -262,7 +262,7 @@ class Trainer:
                 self.scheduler.step_update(step)
             with self.accelerator.accumulate(self.model):
                 loss = self.loss(self.model, images, labels)
-                self.accelerator.backward(loss * self._share(step - first_step, len(loader)))
+                self.accelerator.backward(loss * self._share(step - first_step, batches))
                 if self.settings.clip_grad_norm and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
                 self.optimizer.step()
@@ -274,14 +274,14 @@ class Trainer:
         return losses, waited
 
     def _rehearse(self, sampler: Shuffled, loader: DataLoader, steps: int) -> float:
-        """Trains so many steps and undoes what they changed; returns the seconds of one."""
+        """Trains so many steps, or an epoch's, and undoes what they changed; returns the seconds of one."""
         before = deepcopy(self.state_dict())
         sampler.take(steps * self.batch_size)
         self._seed(sampler, 0)
         start = time.perf_counter()
         losses, _ = self._train_steps(loader, 0)
         losses[-1].item()  # waits for a GPU
-        seconds = (time.perf_counter() - start) / steps
+        seconds = (time.perf_counter() - start) / len(losses)
         self.load_state_dict(*before)
         return seconds
 
@@ -292,9 +292,8 @@ class Trainer:
             everyone = self.accelerator.gather(torch.tensor([seconds], device=self.device))
             return float(everyone.max())
 
-        warm_up = slowest(self._rehearse(sampler, loader, min(WARM_UP_STEPS, self.steps)))
-        measured = min(self.steps, max(1, int(MEASURED_SHARE * budget / warm_up)))
-        step = slowest(self._rehearse(sampler, loader, measured))
+        warm_up = slowest(self._rehearse(sampler, loader, WARM_UP_STEPS))
+        step = slowest(self._rehearse(sampler, loader, max(1, int(MEASURED_SHARE * budget / warm_up))))
         began = time.perf_counter()
         self._validate()
         validation = slowest(time.perf_counter() - began)

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -17,7 +15,7 @@ from serving.model.registry import DEFAULT_NAME, champion_uri, version_uri
 from serving.model.runtime import runtimes
 from serving.model.store import ModelStore
 from tests.helpers.pictures import png
-from tests.helpers.service import InProcess, Serve, metric
+from tests.helpers.service import InProcess, Serve, metric, under_load
 from tests.helpers.state import Trained, promote, with_metadata
 from tests.helpers.waiting import wait_until
 
@@ -43,25 +41,8 @@ def for_pictures_of_the_self_test_alone(trained: Trained) -> onnx.ModelProto:
     return model
 
 
-@contextmanager
-def under_load(client: httpx.Client) -> Iterator[list[httpx.Response]]:
-    """Four clients ask about a picture until the block ends; their answers, as they come."""
-    answers: list[httpx.Response] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            answers.append(client.post("/classify", files={"image": png()}))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+def classify(client: httpx.Client) -> Callable[[int], httpx.Response]:
+    return lambda _: client.post("/classify", files={"image": png()})
 
 
 def version(client: httpx.Client) -> str:
@@ -77,7 +58,7 @@ def test_a_new_champion_is_taken_without_losing_a_request(
 ) -> None:
     with in_process(model=champion_uri(), poll_seconds=0.2) as client:
         taken = changes(client, "taken")
-        with under_load(client) as answers:
+        with under_load(classify(client)) as answers:
             first = version(client)
             assert first == trained.version
             second = promote(trained)
@@ -149,7 +130,7 @@ def test_auto_follows_what_each_version_allows(in_process: InProcess, trained: T
     """Under load: each answer says the precision of the version that gave it."""
     allowed = {promote(trained, with_bf16(trained, allowed=True)): "bf16"}
     with in_process(model=champion_uri(), poll_seconds=0.2, precision="auto") as client:
-        with under_load(client) as answers:
+        with under_load(classify(client)) as answers:
             for precision in ("fp32", "bf16"):
                 new = promote(trained, with_bf16(trained, allowed=precision == "bf16"))
                 allowed[new] = precision

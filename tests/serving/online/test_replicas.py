@@ -5,7 +5,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +17,7 @@ from serving.model.pictures.decoding import MAX_PIXELS
 from serving.model.predictor import Predictor
 from serving.model.registry import champion_uri
 from tests.helpers.pictures import png
-from tests.helpers.service import Serve, metric
+from tests.helpers.service import Serve, metric, under_load
 from tests.helpers.state import Trained, promote, with_metadata
 from tests.helpers.waiting import wait_until
 
@@ -73,30 +73,15 @@ class ToReplica(BaseHTTPRequestHandler):
         """Not to the tests' output."""
 
 
-@contextlib.contextmanager
-def under_load(proxy: Proxy) -> Iterator[list[tuple[int, httpx.Response]]]:
-    """Four clients ask until the block ends; which picture they asked about, and its answer, as they come."""
-    answers: list[tuple[int, httpx.Response]] = []
-    stop = threading.Event()
+def classify(proxy: Proxy) -> Callable[[int], tuple[int, httpx.Response]]:
+    """Asks about one picture after the other; which it was, and its answer."""
 
-    def ask(client: int) -> None:
-        for picture in itertools.cycle(range(client, client + len(PICTURES))):
-            if stop.is_set():
-                return
-            index = picture % len(PICTURES)
-            content = PICTURES[index]
-            headers = {"content-type": "image/png"}
-            answers.append((index, httpx.post(f"{proxy.url}/classify", content=content, headers=headers, timeout=60)))
+    def ask(number: int) -> tuple[int, httpx.Response]:
+        index = number % len(PICTURES)
+        headers = {"content-type": "image/png"}
+        return index, httpx.post(f"{proxy.url}/classify", content=PICTURES[index], headers=headers, timeout=60)
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    return ask
 
 
 def model(replica: str) -> dict[str, str]:
@@ -125,7 +110,7 @@ def test_copies_take_a_champion_together_and_one_that_dies_takes_no_request_with
         # The same probabilities under other names, so that an answer shows which version gave it.
         classes = model(urls[0])["classes"]
         names = {trained.version: list(classes)}
-        with under_load(proxy) as answers:
+        with under_load(classify(proxy)) as answers:
             new = promote(trained, with_metadata(trained, classes=json.dumps([f"new {name}" for name in classes])))
             names[new] = [f"new {name}" for name in classes]
             wait_until(lambda: all(model(url)["version"] == new for url in urls))
@@ -137,7 +122,7 @@ def test_copies_take_a_champion_together_and_one_that_dies_takes_no_request_with
         assert_all_is_counted(urls)
         assert not proxy.tried_again
 
-        with under_load(proxy) as later:
+        with under_load(classify(proxy)) as later:
             wait_until(lambda: len(later) > 20)
             replicas[0].process.kill()
             wait_until(lambda: proxy.tried_again[urls[0]] > 20)
