@@ -26,7 +26,10 @@ BASE = [
     "data.validation_fraction=0.1",
     "data.train_limit=10000",
     "data.validation_limit=4000",
+    "model=efficientnet_lite0",
     "model.image_size=96",
+    "model.flip_average=false",
+    "trainer.epochs=5",
 ]
 AS_IT_IS = "as it is"
 METHODS = {
