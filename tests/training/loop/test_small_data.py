@@ -58,5 +58,5 @@ def test_the_command_line_wins() -> None:
 
 @pytest.mark.parametrize("experiment", ["reference", "frozen", "unfrozen", "best"])
 def test_only_quick_looks_at_the_number_of_pictures(experiment: str) -> None:
-    before = compose(["data=digits", f"experiment={experiment}"])
+    before = compose([f"experiment={experiment}"])
     assert suited(before, 10) == before
