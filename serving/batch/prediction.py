@@ -1,31 +1,28 @@
 """Predictions for many pictures as one Parquet file."""
 
-import itertools
 import json
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
+from serving.batch import storage
+from serving.batch.cluster import Cluster
 from serving.batch.parts import Parts
-from serving.model.cpus import MAX_BATCH, batches
-from serving.model.errors import PictureError, UserError
-from serving.model.pictures.files import File, Files
-from serving.model.pictures.memory import MAX_PIXEL_BYTES, LargePicture, PixelMemory
-from serving.model.predictor import Answer, Predictor
+from serving.batch.scoring import Limits, Scorer
+from serving.batch.sources import Source
+from serving.model.cpus import MAX_BATCH
+from serving.model.pictures.memory import MAX_PIXEL_BYTES
+from serving.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
 PART_ROWS = 2048  # what a kill can cost
-
-# A picture's name, and its probabilities or why it has none.
-Row = tuple[str, np.ndarray | PictureError]
 
 
 class BatchPrediction:
@@ -41,148 +38,93 @@ class BatchPrediction:
 
     The model runs for `max_batch` pictures at a time. Large ones together occupy `max_pixel_bytes`, or one does. Where
     memory runs out, a picture is tried again alone; `run` raises UserError where that is too much as well, and the
-    parts that are there stay.
+    parts that are there stay. With a `cluster` its nodes do the work, each with a copy of the predictor.
     """
 
     def __init__(
         self,
-        source: Files,
+        source: Source,
         predictor: Predictor,
-        target: Path,
+        target: Path | str,
         max_pixels: int,
         max_pixel_bytes: int = MAX_PIXEL_BYTES,
         max_batch: int = MAX_BATCH,
+        cluster: Cluster | None = None,
     ) -> None:
         self._source = source
         self._predictor = predictor
-        self._target = target
-        self._max_pixels = max_pixels
-        self._max_batch = max_batch
-        self._memory = PixelMemory(max_pixel_bytes)
-        origin = {"source": source.fingerprint, "max_pixels": str(max_pixels), "model_version": predictor.version}
-        origin |= {"answered_in": f"{predictor.precision} in {predictor.runtime}"}
-        self._schema = pa.schema(
-            [
-                ("name", pa.string()),
-                ("label", pa.string()),
-                ("confidence", pa.float32()),
-                *((f"probability_{label}", pa.float32()) for label in predictor.classes),
-                ("model_version", pa.string()),
-                ("error", pa.string()),
-            ],
-            metadata={**predictor.metadata.properties(), **origin},
-        )
+        self._target = str(target)
+        self._limits = Limits(max_pixels, max_pixel_bytes, max_batch)
+        self._cluster = cluster
+        full, rest = divmod(len(source), PART_ROWS)
+        self._sizes = [PART_ROWS] * full + [rest] * bool(rest)
 
     def __enter__(self) -> "BatchPrediction":
-        self._parts = Parts(self._target, self._schema)
-        if self._parts.rows:
-            log.info("resuming after %d of %d pictures", sum(self._parts.rows), len(self._source))
-        self._threads = ThreadPoolExecutor(batches(), "model")
+        self._scorer = Scorer(self._predictor, self._limits)
+        schema = self._scorer.schema
+        schema = schema.with_metadata({**schema.metadata, "source": self._source.fingerprint})
+        self._parts = Parts(self._target, schema, self._sizes)
+        if left := len(self._source) - self.rows_left:
+            log.info("resuming after %d of %d pictures", left, len(self._source))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self._scorer.close()
         self._parts.close()
 
     @property
     def rows_left(self) -> int:
         """How many pictures `run` will classify."""
-        return len(self._source) - sum(self._parts.rows)
+        return sum(self._sizes[number] for number in self._parts.missing)
 
     def run(self) -> Iterator[None]:
         """Does the work; yields once a picture."""
-        answers = self._answers()
-        while self.rows_left:
-            rows = []
-            for row in itertools.islice(answers, min(PART_ROWS, self.rows_left)):
-                rows.append(row)
-                yield
-            self._parts.add(self._table(rows))
+        yield from self._by_cluster(self._cluster) if self._cluster else self._here()
         self._parts.merge()
 
-    def _answers(self) -> Iterator[Row]:
-        """The rows that are left, in order; the threads are some batches ahead."""
-        pictures = self._source.read_from(sum(self._parts.rows))
-        running: deque[Future[list[Row]]] = deque()
-        while batch := list(itertools.islice(pictures, self._max_batch)):
-            running.append(self._threads.submit(self._classify, batch))
-            if len(running) > 2 * batches():
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
+    def _here(self) -> Iterator[None]:
+        missing = [*self._parts.missing]
+        answers = self._scorer.rows(self._source.read(*self._rows(number)) for number in missing)
+        for number in missing:
+            rows = []
+            for row in islice(answers, self._sizes[number]):
+                rows.append(row)
+                yield
+            self._parts.add(number, self._scorer.table(rows))
 
-    def _classify(self, files: Sequence[File]) -> list[Row]:
-        contents = [_read(file) for file in files]
-        readable = [content for content in contents if isinstance(content, bytes)]
-        answers = iter(self._predictor.classify(readable, self._max_pixels, all_cores=False))
-        rows = []
-        for file, content in zip(files, contents, strict=True):
-            answer = content if isinstance(content, PictureError) else next(answers)
-            if isinstance(content, bytes) and isinstance(answer, LargePicture):
-                answer = self._classify_large(content, answer.pixels)
-            if isinstance(content, bytes) and isinstance(answer, MemoryError):
-                answer = self._classify_large(content, None)
-            if isinstance(answer, MemoryError):
-                raise UserError(
-                    f"{file.name}: there is not enough memory for this picture, even alone ({answer})\n"
-                    "Give the run more memory, or leave such pictures out with a smaller SERVING_MAX_PIXELS."
-                ) from answer
-            if not isinstance(answer, np.ndarray | PictureError):
-                raise answer
-            rows.append((file.name, answer))
-        return rows
+    def _by_cluster(self, cluster: Cluster) -> Iterator[None]:
+        portions = ((number, self._source.portion(*self._rows(number))) for number in [*self._parts.missing])
+        for number, table in cluster.score(portions, self._predictor, self._limits):
+            self._parts.add(number, table)
+            yield from [None] * self._sizes[number]
 
-    def _classify_large(self, content: bytes, pixels: int | None) -> Answer:
-        with self._memory.room(pixels):
-            (answer,) = self._predictor.classify([content], self._max_pixels, all_cores=False, large=True)
-        return answer
-
-    def _table(self, rows: Sequence[Row]) -> pa.Table:
-        names, answers = zip(*rows, strict=True)
-        errors = [answer.message if isinstance(answer, PictureError) else None for answer in answers]
-        failed = np.array([error is not None for error in errors])
-        nothing = np.zeros(len(self._predictor.classes), np.float32)
-        probabilities = np.stack([nothing if isinstance(answer, PictureError) else answer for answer in answers])
-        labels = np.array(self._predictor.classes, object)[probabilities.argmax(axis=1)]
-        return pa.Table.from_arrays(
-            [
-                pa.array(names),
-                pa.array(labels, mask=failed),
-                *(pa.array(column, mask=failed) for column in (probabilities.max(axis=1), *probabilities.T)),
-                pa.array([self._predictor.version] * len(rows)),
-                pa.array(errors, pa.string()),
-            ],
-            schema=self._schema,
-        )
+    def _rows(self, number: int) -> tuple[int, int]:
+        """The first row of a part, and how many it has."""
+        return number * PART_ROWS, self._sizes[number]
 
 
-def _read(file: File) -> bytes | PictureError:
-    try:
-        return file.read()
-    except PictureError as error:
-        return error
-    except MemoryError as error:
-        raise UserError(f"{file.name}: there is not enough memory to read it\nGive the run more memory.") from error
-
-
-def summary(target: Path) -> list[dict[str, Any]]:
+def summary(target: Path | str) -> list[dict[str, Any]]:
     """How many pictures got which label, and how sure the model was: a row a class, then all, then those without."""
-    table = parquet.read_table(target, columns=["label", "confidence"])
-    labels = table["label"].to_numpy()
-    confidences = table["confidence"].to_numpy()  # NaN without an answer
-    answered = ~np.isnan(confidences)
+    filesystem, path = storage.located(str(target))
+    with parquet.ParquetFile(filesystem.open_input_file(path)) as file:
+        classes = json.loads(file.schema_arrow.metadata[b"classes"])
+        found = np.zeros((len(classes) + 1, 5))  # pictures, their confidences, and how many are in each band
+        for batch in file.iter_batches(columns=["label", "confidence"]):
+            labels = compute.index_in(batch["label"], pa.array(classes)).fill_null(len(classes)).to_numpy()
+            confidences = np.nan_to_num(batch["confidence"].to_numpy(zero_copy_only=False))  # NaN without an answer
+            np.add.at(found, (labels, 0), 1)
+            np.add.at(found, (labels, 1), confidences)
+            np.add.at(found, (labels, 2 + np.digitize(confidences, [0.5, 0.9])), 1)
 
-    def row(title: str, chosen: np.ndarray) -> dict[str, Any]:
-        sure = confidences[chosen & answered]
+    def row(title: str, counts: np.ndarray) -> dict[str, Any]:
+        pictures, confidence, *bands = counts
         return {
             "class": title,
-            "pictures": int(chosen.sum()),
-            "mean confidence": f"{sure.mean():.1%}" if sure.size else "",
-            "below 50%": int((sure < 0.5).sum()),
-            "50% to 90%": int(((sure >= 0.5) & (sure < 0.9)).sum()),
-            "from 90%": int((sure >= 0.9).sum()),
+            "pictures": int(pictures),
+            "mean confidence": f"{confidence / pictures:.1%}" if confidence else "",
+            **dict(zip(("below 50%", "50% to 90%", "from 90%"), map(int, bands), strict=True)),
         }
 
-    classes = json.loads(table.schema.metadata[b"classes"])
-    rows = [row(label, labels == label) for label in classes]
-    return [*rows, row("(all)", answered), row("(no answer)", ~answered)]
+    answered, without = found[:-1], found[-1] * [1, 0, 0, 0, 0]
+    rows = [row(label, counts) for label, counts in zip(classes, answered, strict=True)]
+    return [*rows, row("(all)", answered.sum(axis=0)), row("(no answer)", without)]

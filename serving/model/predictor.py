@@ -33,6 +33,7 @@ class Predictor:
             INT8 itself runs as such.
 
     Attributes:
+        path, version: as given.
         lacks: what is chosen, but not to be had here, each with its reason: providers, and quicker precisions.
 
     Raises:
@@ -45,7 +46,7 @@ class Predictor:
     ) -> None:
         cpus()  # a wrong setting is not the file's fault
         self.version = version
-        self._path = path
+        self.path = path
         self.lacks: list[str] = []
         try:
             # ONNX Runtime opens every file, whatever its precision: this is how it says what it is.
@@ -80,7 +81,7 @@ class Predictor:
         own = about.own_precision
         if own != "fp32":
             if choice not in ("fp32", "auto", own):
-                raise ModelError(f"{self._path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
+                raise ModelError(f"{self.path} is {own} itself and can't run in SERVING_PRECISION={choice}; unset it")
             choice = own
         broken = False
         for said in sorted(about.measured, key=lambda said: -said.speed):
@@ -88,11 +89,11 @@ class Predictor:
             if not said.allowed or not (said.precision == choice or (choice == "auto" and pays)):
                 continue
             if not (reason := obstacle(said.precision, said.runtime, units)):
-                file = self._path if own == said.precision else file_for(self._path, said.precision)
+                file = self.path if own == said.precision else file_for(self.path, said.precision)
                 try:
                     runtime = open_file(file, said.precision, said.runtime, providers)
                     if Metadata.from_properties(runtime.properties).mlflow_run_id != about.mlflow_run_id:
-                        raise ModelError(f"{file} is not of the same run as {self._path}")
+                        raise ModelError(f"{file} is not of the same run as {self.path}")
                     return self._use(runtime, said.precision)
                 except Exception as error:
                     broken = broken or type(error) is not UserError
@@ -101,8 +102,8 @@ class Predictor:
         refused = [said for said in about.measured if said.precision == choice and not said.allowed]
         if choice in ("auto", own) and "onnxruntime" not in [said.runtime for said in refused]:
             if own != "fp32" and (reason := obstacle(own, "onnxruntime", providers_for(own))):
-                raise UserError(f"{self._path} can't be served here: {reason}")
-            return self._use(open_file(self._path, own, providers=providers), own)
+                raise UserError(f"{self.path} can't be served here: {reason}")
+            return self._use(open_file(self.path, own, providers=providers), own)
         if self.lacks:
             kind = ModelError if broken else UserError
             raise kind(f"SERVING_PRECISION={choice} is not to be had here: {self.lacks[0]}\nChoose another, or auto.")
@@ -111,7 +112,7 @@ class Predictor:
             found = " and ".join(f"{said.accuracy:.2%} in {said.runtime}" for said in refused)
             exact = f", in fp32 {about.test['accuracy']:.2%}" if own == "fp32" and "accuracy" in about.test else ""
             reason = f"its accuracy is {found}{exact}, which is less than export.int8_loss or export.half_loss allows"
-        raise NotAllowed(f"{self._path} does not allow SERVING_PRECISION={choice}: {reason}; choose another, or auto")
+        raise NotAllowed(f"{self.path} does not allow SERVING_PRECISION={choice}: {reason}; choose another, or auto")
 
     @property
     def classes(self) -> list[str]:

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from serving.batch.prediction import BatchPrediction
+from serving.batch.sources import open_pictures
 from serving.model.pictures.decoding import MAX_PIXELS, decode
-from serving.model.pictures.files import open_pictures
 from serving.model.precision import chosen
 from serving.model.predictor import Predictor
 from tests.benchmarks.serving_throughput import Raw

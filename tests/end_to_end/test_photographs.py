@@ -10,8 +10,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from serving.batch.prediction import BatchPrediction
+from serving.batch.sources import open_pictures
 from serving.model.pictures.decoding import MAX_PIXELS
-from serving.model.pictures.files import open_pictures
 from serving.model.predictor import Predictor
 from serving.model.registry import champion_uri, onnx_file, version_uri
 from tests.helpers.pictures import encoded

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import lzma
+import os
 import posixpath
 import stat
 import struct
@@ -50,14 +51,14 @@ class Files:
         fingerprint: str,
         sequential: bool = False,
     ) -> None:
-        named = [(_tidy(name), read) for name, read in files]
-        visible = {name: File(name, partial(guarded, read)) for name, read in named if not _is_hidden(name)}
+        named = [(tidy(name), read) for name, read in files]
+        visible = {name: File(name, partial(guarded, read)) for name, read in named if not is_hidden(name)}
         # The last of one name is what unpacking would leave.
         order = {name: place for place, (name, _) in enumerate(named)}
         self._files = sorted(visible.values(), key=lambda file: order[file.name] if sequential else file.name)
         self._sequential = sequential
-        self.hidden = sum(_is_hidden(name) for name, _ in named)
-        self.folders = frozenset(name for name in map(_tidy, folders) if not _is_hidden(name)) - {"."}
+        self.hidden = sum(is_hidden(name) for name, _ in named)
+        self.folders = frozenset(name for name in map(tidy, folders) if not is_hidden(name)) - {"."}
         self.fingerprint = fingerprint
 
     def __len__(self) -> int:
@@ -71,19 +72,6 @@ class Files:
         """Yields the files from an index on."""
         for file in self._files[start:]:
             yield in_memory(file) if self._sequential else file
-
-
-def open_pictures(path: Path, setting: str) -> Files:
-    """Opens a folder, a zip or tar archive, or a Parquet file of pictures; raises as `open_files` does."""
-    if is_parquet(path):
-        from serving.model.pictures.parquet import ParquetFile  # pyarrow, which the serving image lacks
-
-        pictures: Files = ParquetFile(path, setting)
-    else:
-        pictures = open_files(path, setting)
-    if not len(pictures):
-        raise NoPictures(f"{setting}={path}: there is no file in it")
-    return pictures
 
 
 def open_files(path: Path, setting: str) -> Files:
@@ -132,30 +120,37 @@ def stat_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def _folder(root: Path) -> Files:
-    """Follows links, also to folders; what can't be entered is listed as a file that can't be read."""
-    files: list[tuple[str, Callable[[], bytes]]] = []
-    folders: list[str] = []
-    stamps: list[tuple[str, Path]] = []
+    found = sorted(walk(root), key=lambda entry: entry[0])
+    files = [(name, partial(fail, problem) if problem else path.read_bytes) for name, path, problem in found if path]
+    folders = [name for name, path, _ in found if not path]
+    return Files(files, folders, stat_fingerprint([(name, path) for name, path, _ in found if path]))
 
-    def walk(folder: Path, above: tuple[tuple[int, int], ...]) -> None:
+
+def walk(root: Path) -> Iterator[tuple[str, Path | None, str]]:
+    """Yields what lies in a folder, in no order: its name, its path unless it is a folder, and why it can't be read.
+
+    Follows links, also to folders; what can't be entered is a file that can't be read.
+    """
+
+    def enter(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Path | None, str]]:
         place = folder.stat().st_dev, folder.stat().st_ino
         if place in above:
             raise OSError("a link to a folder that it lies in")
-        for path in sorted(folder.iterdir()):
-            name = path.relative_to(root).as_posix()
-            try:
-                if path.is_dir() and not _is_hidden(path.name):
-                    folders.append(name)
-                    walk(path, (*above, place))
-                    continue
-                read = path.read_bytes if path.is_file() or path.is_symlink() else partial(_fail, "it is no file")
-            except OSError as error:
-                read = partial(_fail, str(error))
-            files.append((name, read))
-            stamps.append((name, path))
+        with os.scandir(folder) as entries:
+            for path in (folder / entry.name for entry in entries):
+                name, problem = path.relative_to(root).as_posix(), ""
+                try:
+                    if path.is_dir() and not is_hidden(path.name):
+                        yield name, None, ""
+                        yield from enter(path, (*above, place))
+                        continue
+                    if not (path.is_file() or path.is_symlink()):
+                        problem = "it is no file"
+                except OSError as error:
+                    problem = str(error)
+                yield name, path, problem
 
-    walk(root, ())
-    return Files(files, folders, stat_fingerprint(stamps))
+    yield from enter(root, ())
 
 
 def _zip(path: Path) -> Files:
@@ -216,12 +211,12 @@ def _check_end(file: Any, offset: int) -> None:
             raise tarfile.ReadError(f"there is more after its end mark at byte {offset}; is it two archives in one?")
 
 
-def _tidy(name: str) -> str:
+def tidy(name: str) -> str:
     """A name without `./`, and with what is not UTF-8 in it written as an escape."""
     return str(PurePosixPath(name.encode(errors="surrogateescape").decode(errors="backslashreplace"))).lstrip("/")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
@@ -233,7 +228,7 @@ def guarded(read: Callable[[], bytes]) -> bytes:
         raise PictureError("unreadable", f"The file can't be read: {error}.") from error
 
 
-def _fail(reason: str) -> bytes:
+def fail(reason: str) -> bytes:
     raise OSError(reason)
 
 

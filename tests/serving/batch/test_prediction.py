@@ -18,9 +18,9 @@ from pyarrow import parquet
 
 from serving.batch import prediction as batch
 from serving.batch.prediction import BatchPrediction, summary
+from serving.batch.sources import open_pictures
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import decode
-from serving.model.pictures.files import open_pictures
 from serving.model.predictor import Predictor
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.pictures import encoded, photograph
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_row(
     program = f"""
 from pathlib import Path
 from serving.batch import prediction
-from serving.model.pictures.files import open_pictures
+from serving.batch.sources import open_pictures
 from serving.model.predictor import Predictor
 prediction.PART_ROWS = {PART_ROWS}
 source = open_pictures(Path({str(archive)!r}), "source")

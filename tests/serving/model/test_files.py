@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.batch.sources import open_pictures
 from serving.model.errors import PictureError, UserError
-from serving.model.pictures.files import Files, open_files, open_pictures
+from serving.model.pictures.files import Files, open_files
 from tests.helpers.commands import assert_raises_in_words
 
 

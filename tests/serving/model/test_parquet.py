@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from serving.batch.sources import open_pictures
 from serving.model.errors import PictureError, UserError
-from serving.model.pictures.files import open_pictures
 from tests.helpers.commands import assert_in_words
 
 CONTENT = [bytes([number]) * 10 for number in range(30)]

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from pyarrow import parquet
 
 from serving.batch.prediction import BatchPrediction
+from serving.batch.sources import open_pictures
 from serving.model.contract import Measured, Metadata
 from serving.model.errors import ModelError, PictureError, UserError
-from serving.model.pictures.files import open_pictures
 from serving.model.precision import chosen
 from serving.model.predictor import Predictor, file_for
 from serving.model.runtime import CPU, open_file, runtimes
