@@ -24,7 +24,7 @@ from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
-from training.loop.checkpoint import Checkpoints
+from training.loop.checkpoint import Checkpoints, checkpoints_dir
 from training.loop.devices import join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
@@ -90,7 +90,7 @@ def set_up(settings: TrainSettings, prefix: str = "") -> Run:
     if chosen.freeze_backbone and (idle := chosen.of_the_backbone()):
         log.warning(f"the head alone is trained, which leaves without effect: {', '.join(idle)}")
     key = prefix + run_key(settings, data)
-    checkpoints = Checkpoints(settings.state_dir / "runs" / key)
+    checkpoints = Checkpoints(checkpoints_dir(settings.state_dir) / key)
     trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
     return Run(settings, data, trainer, checkpoints, key)
 

@@ -12,10 +12,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, without_credentials
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 State = dict[str, Any]  # what JSON can hold
+
+
+def checkpoints_dir(state_dir: Path) -> Path:
+    """CHECKPOINTS, which several machines may share, or a folder in the state directory; UserError for an address."""
+    given = os.environ.get("CHECKPOINTS") or str(state_dir / "runs")
+    if "://" in given:
+        raise UserError(
+            f"CHECKPOINTS={without_credentials(given)} is an address, and checkpoints are renamed when they are whole\n"
+            "Give a path, such as a file system that all nodes share, or mount the storage."
+        )
+    return Path(given)
 
 
 class Checkpoints:

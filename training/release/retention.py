@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError
 from serving.model.errors import RegistryError, UserError
 from serving.model.registry import NOT_THERE, file_lock, named_error
 from training import tracking
-from training.loop.checkpoint import Checkpoints
+from training.loop.checkpoint import Checkpoints, checkpoints_dir
 from training.release import registry
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own name for the address of its server's database
@@ -227,7 +227,7 @@ def free_checkpoints(before: datetime, dry_run: bool) -> tuple[list[Freed], set[
     Returns them, and the MLflow runs of those that stay.
     """
     freed, kept = [], set()
-    for folder in _folders("runs"):
+    for folder in _folders(checkpoints_dir(tracking.state_dir())):
         run_id = Checkpoints(folder).run_id
         if _is_older(folder, before):
             with (
@@ -253,11 +253,13 @@ def _end(run_id: str) -> None:
 
 def free_caches(before: datetime, dry_run: bool) -> list[Freed]:
     """Removes decoded pictures that were not used since a time, and what is left of a decoding that was cut off."""
-    return [_removed(folder, dry_run) for folder in _folders("cache") if _is_older(folder, before)]
+    return [
+        _removed(folder, dry_run) for folder in _folders(tracking.state_dir() / "cache") if _is_older(folder, before)
+    ]
 
 
-def _folders(name: str) -> list[Path]:
-    return sorted(path for path in (tracking.state_dir() / name).glob("*") if path.is_dir())
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*") if path.is_dir())
 
 
 def _is_older(folder: Path, before: datetime) -> bool:

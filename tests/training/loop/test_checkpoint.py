@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words
 from training.config import compose
-from training.loop.checkpoint import Checkpoints, flatten_optimizer, unflatten_optimizer
+from training.loop.checkpoint import Checkpoints, checkpoints_dir, flatten_optimizer, unflatten_optimizer
 from training.loop.trainable import check_trainable
 
 # What needs a GPU, or second derivatives, is refused instead.
@@ -65,4 +65,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:20])
     assert_raises_in_words(
         UserError, lambda: checkpoints.load(1), str(file.parent), "is damaged", f"Remove {tmp_path}/run"
+    )
+
+
+def test_checkpoints_lie_where_all_machines_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkpoints_dir(tmp_path) == tmp_path / "runs"
+    monkeypatch.setenv("CHECKPOINTS", str(tmp_path / "shared"))
+    assert checkpoints_dir(tmp_path) == tmp_path / "shared"
+    monkeypatch.setenv("CHECKPOINTS", "s3://bucket/checkpoints")
+    assert_raises_in_words(
+        UserError, lambda: checkpoints_dir(tmp_path), "CHECKPOINTS=s3://bucket/checkpoints", "a path"
     )
