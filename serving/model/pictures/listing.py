@@ -30,6 +30,7 @@ class Folder(Files):
         super().__init__([], [], "")
         self._read = read
         self._listing = sqlite3.connect("", check_same_thread=False)  # a file of its own, gone with the process
+        self._listing.executescript("PRAGMA journal_mode = OFF; PRAGMA cache_size = -32000")  # KB
         self._listing.execute(
             "CREATE TABLE files (name TEXT PRIMARY KEY, place BLOB, stamp TEXT, problem TEXT) WITHOUT ROWID"
         )

@@ -52,7 +52,7 @@ def test_a_lost_node_costs_no_row_and_parts_that_are_there_are_not_done_again(
 
     def prediction(target: str, cluster: Cluster | None = None) -> BatchPrediction:
         source = open_pictures(pictures, "source")
-        return BatchPrediction(source, predictor, tmp_path / target, 10_000, cluster=cluster)
+        return BatchPrediction(source, predictor, tmp_path / target, 10_000, max_batch=7, cluster=cluster)
 
     with prediction("here.parquet") as here:
         assert sum(1 for _ in here.run()) == ROWS
