@@ -36,7 +36,7 @@ def test_it_scores_with_the_champion_and_the_service_s_settings(
         "classify",
         lambda self, contents, *words, **more: runs.append(len(contents)) or classify(self, contents, *words, **more),
     )
-    summary = batch_predict(image_folder, target)
+    summary = batch_predict(str(image_folder), str(target))
     assert max(runs) == 3
     assert "CUDAExecutionProvider: the installed ONNX Runtime lacks it" in caplog.text
     rows = parquet.read_table(target).to_pylist()
@@ -49,7 +49,7 @@ def test_it_scores_with_the_champion_and_the_service_s_settings(
 
     content = target.read_bytes()
     with pytest.raises(UserError, match="is the source"):
-        batch_predict(target, target)
+        batch_predict(str(target), str(target))
     assert target.read_bytes() == content
 
 
@@ -60,7 +60,7 @@ def test_a_source_without_pictures_is_a_mistake_unless_it_may_be_empty(prefect_a
     (empty / "folder").mkdir(parents=True)
     (empty / ".DS_Store").touch()
     for source in (empty, tmp_path / "missing"):
-        state = batch_predict(source, target, may_be_empty=True, return_state=True)
+        state = batch_predict(str(source), str(target), may_be_empty=True, return_state=True)
         assert state.is_completed()
         assert not target.exists()
         with get_client(sync_client=True) as api:
