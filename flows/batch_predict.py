@@ -29,20 +29,19 @@ def predict(source: str, target: str, model: str, may_be_empty: bool, engine: En
     if os.path.realpath(source) == os.path.realpath(target):
         raise UserError(f"target={target} is the source; give another file")
     settings = load_settings(model=model or champion_uri())
-    try:
-        pictures = open_pictures(source, "source")
-    except NoPictures:
-        if may_be_empty:
-            return False
-        raise
-    predictor = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision).load()
+    store = ModelStore(settings.model, settings.state_dir, settings.providers, settings.precision)
     limits = settings.max_pixels, settings.max_pixel_bytes, settings.max_batch
-    with (
-        Cluster() if engine == "ray" else nullcontext() as cluster,
-        BatchPrediction(pictures, predictor, target, *limits, cluster) as prediction,
-    ):
-        for _ in progress(prediction.run(), "pictures", prediction.rows_left):
-            pass
+    with Cluster() if engine == "ray" else nullcontext() as cluster:
+        try:
+            pictures = open_pictures(source, "source")
+        except NoPictures:
+            if may_be_empty:
+                return False
+            raise
+        predictor = store.load(cluster.take) if cluster else store.load()
+        with BatchPrediction(pictures, predictor, target, *limits, cluster) as prediction:
+            for _ in progress(prediction.run(), "pictures", prediction.rows_left):
+                pass
     return True
 
 

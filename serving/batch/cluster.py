@@ -1,41 +1,32 @@
-"""Nodes of a Ray cluster that score portions of a source. Ray is imported where a cluster is asked for."""
+"""The nodes of a Ray cluster as the engine of a batch. Ray is imported where a cluster is asked for."""
 
-import itertools
+import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from serving.batch.scoring import Limits, Scorer
-from serving.batch.sources import Portion
+from serving.batch import node
+from serving.batch.scoring import Limits
+from serving.batch.sources import Portion, Source
 from serving.model.cpus import cpus
 from serving.model.errors import UserError
-from serving.model.pictures.memory import give_freed_memory_back
-from serving.model.precision import Precision
-from serving.model.predictor import Predictor, file_for
+from serving.model.predictor import Predictor
 from serving.model.runtime import CUDA
 
+log = logging.getLogger(__name__)
+
 CPUS_OF_A_TASK = 8  # at most: what is Python's own takes turns in a process
-RETRIES = 5  # of a part whose node is lost, or runs out of memory
+TRIES = 3  # of a part whose processes are killed on nodes that live on
+NODES = 10  # that may be lost with the same part
 SECONDS_TO_ANSWER = 10
-
-
-class Model(NamedTuple):
-    """A predictor as it travels to the nodes: they need no registry, and all have the same version."""
-
-    files: dict[str, bytes]  # by name, the one to open first
-    version: str
-    providers: Sequence[str]
-    precision: Precision
-    answered_in: str
-    limits: Limits
+SECONDS_TO_BE_READY = 120
 
 
 class Cluster:
@@ -46,12 +37,12 @@ class Cluster:
 
     def __init__(self) -> None:
         ray = connect()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        if not nodes:
+        self._nodes = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU", 0) >= 1]
+        if not self._nodes:
+            ray.shutdown()
             raise UserError(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}: the cluster has no node with CPUs")
-        self._cpus = int(min(CPUS_OF_A_TASK, *(node["CPU"] for node in nodes)))
-        self._with_gpus = all(node.get("GPU") for node in nodes)
-        self._at_once = sum(int(node["CPU"] // self._cpus) for node in nodes)
+        self._cpus = int(min(CPUS_OF_A_TASK, *(each["Resources"]["CPU"] for each in self._nodes)))
+        self._predictor: Predictor | None = None
 
     def __enter__(self) -> "Cluster":
         return self
@@ -61,38 +52,121 @@ class Cluster:
 
         ray.shutdown()
 
-    def score(
-        self, portions: Iterable[tuple[int, Portion]], predictor: Predictor, limits: Limits
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """Yields the table of each portion with its number, as they are done.
+    def take(self, predictor: Predictor) -> None:
+        """Copies a predictor's files to where all nodes get them; they may be gone from the disk afterwards."""
+        import ray
 
-        What a lost node was at work on is done again by another one.
+        if predictor is not self._predictor:
+            files = node.files_of(predictor)
+            self._predictor, self._files, self._hashes = predictor, ray.put(files), node.hashes_of(files)
+
+    def prepare(self, source: Source, predictor: Predictor, limits: Limits) -> None:
+        """Has every node load the predictor and read the first picture.
+
+        Raises UserError where a node can't, lacks something, or would answer otherwise than this machine.
         """
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        gpus = 1 if self._with_gpus and CUDA in predictor.providers else 0
-        task: Any = ray.remote(num_cpus=self._cpus, num_gpus=gpus, max_retries=RETRIES)(_scored)
-        model = ray.put(_packed(predictor, limits))
-        waiting = iter(portions)
-        numbers: dict[Any, int] = {}
+        self.take(predictor)
+        # Where only some nodes have one, all answer by their CPUs.
+        gpus = int(CUDA in predictor.providers and all(each["Resources"].get("GPU") for each in self._nodes))
+        self._at_once = sum(self._tasks_on(each["Resources"], gpus) for each in self._nodes)
+        job = node.job_of(source, predictor, limits, self._files, self._hashes, self._cpus, gpus)
+        self._job = [ray.put(job)], node.program()
+        # What is lost is tried again below: Ray itself would go on for ever where memory runs out.
+        self._options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": 0}
+        task: Any = ray.remote(**self._options)(node.ready)
+        asked = {
+            task.options(scheduling_strategy=On(each["NodeID"], soft=False)).remote(*self._job): each
+            for each in self._nodes
+        }
+        answered, busy = ray.wait([*asked], num_returns=len(asked), timeout=SECONDS_TO_BE_READY)
+        for each in answered:
+            _require_ready(each, asked[each]["NodeManagerHostname"])
+        for each in busy:  # with somebody else's work: it is asked again when it has its first part
+            log.warning("the node %s has not answered yet", asked[each]["NodeManagerHostname"])
+            ray.cancel(each)
+
+    def score(self, portions: Iterable[tuple[int, Portion]]) -> Iterator[tuple[int, pa.Table]]:
+        """Yields the table of each portion with its number, as they are done.
+
+        What a lost node was at work on is done by another one. A part whose process is killed is tried again when all
+        others are done; UserError where it dies of that as well.
+        """
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+
+        task: Any = ray.remote(**self._options)(node.scored)
+        waiting, again = iter(portions), deque[tuple[int, Portion]]()
+        running: dict[Any, tuple[int, Portion]] = {}
+        killed, lost = Counter[int](), Counter[int]()
         while True:
-            # Each has one more to go on with.
-            for number, portion in itertools.islice(waiting, 2 * self._at_once - len(numbers)):
-                numbers[task.remote([model], portion, self._cpus)] = number
-            if not numbers:
+            while len(running) < 2 * self._at_once:  # each has one more to go on with
+                if not (work := next(waiting, None) or (again.popleft() if again else None)):
+                    break
+                running[task.remote(*self._job, work[1])] = work
+            if not running:
                 return
-            (done,), _ = ray.wait([*numbers], num_returns=1)
+            (done,), _ = ray.wait([*running], num_returns=1)
+            number, portion = running.pop(done)
             try:
                 table = ray.get(done)
             except RayTaskError as error:
-                raise _cause(error) from error
+                raise _cause(error, "a node of the Ray cluster") from error
+            except (OutOfMemoryError, WorkerCrashedError) as error:
+                killed[number] += 1
+                _require_less(killed[number], TRIES, number, "killed the process at work on it", error)
+                again.append((number, portion))
             except RayError as error:
-                raise UserError(
-                    f"a part was lost {RETRIES + 1} times, and its pictures are too much for a node: "
-                    f"{str(error).splitlines()[0]}\nGive the nodes more memory, or set SERVING_MAX_BATCH=1."
-                ) from error
-            yield numbers.pop(done), table
+                lost[number] += 1
+                _require_less(lost[number], NODES, number, "was lost with its node", error)
+                again.append((number, portion))
+            else:
+                yield number, table
+
+    def _tasks_on(self, resources: dict[str, float], gpus: int) -> int:
+        return int(min(resources["CPU"] // self._cpus, resources["GPU"] if gpus else resources["CPU"]))
+
+
+def _require_less(times: int, most: int, number: int, what: str, error: Exception) -> None:
+    reason = str(error).strip().splitlines()[0]
+    log.warning("part %06d %s: %s", number, what, reason)
+    if times >= most:
+        raise UserError(
+            f"part {number:06d} {what} {times} times ({reason:.300})\n"
+            "Its pictures are too much for a node: give the nodes more memory, or set SERVING_MAX_BATCH=1; the other "
+            "parts stay."
+        ) from error
+
+
+def _require_ready(answer: Any, name: str) -> None:
+    import ray
+    from ray.exceptions import NodeDiedError, RayError, RayTaskError, TaskUnschedulableError
+
+    try:
+        ray.get(answer)
+    except RayTaskError as error:
+        raise _cause(error, f"the node {name}") from error
+    except (NodeDiedError, TaskUnschedulableError) as error:  # the others go on
+        log.warning("the node %s is lost: %s", name, error)
+    except RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the node {name} can't load the model: its process died ({reason:.300})\nGive it more memory."
+        ) from error
+
+
+def _cause(error: Any, where: str) -> Exception:
+    """What a task failed with; a node that lacks the program can't say it in its own words."""
+    cause = error.cause
+    if isinstance(cause, ImportError) or "failed to import on the worker" in str(cause):
+        lines = [line.strip() for line in str(cause).splitlines() if "Error: " in line] or [str(cause)]
+        return UserError(
+            f"{where} can't run this program ({lines[-1]:.300})\n"
+            "Give every node this checkout at the same path, and run make scale there."
+        )
+    return cause
 
 
 def connect() -> Any:
@@ -135,50 +209,3 @@ def _no_answer(address: str, error: BaseException) -> UserError:
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})\n"
         "Give the address of one, such as HOST:6379 on a node of it, or unset it to use this machine alone."
     )
-
-
-def _cause(error: Any) -> Exception:
-    """What a task failed with; a node that lacks the program can't say it in its own words."""
-    if isinstance(cause := error.cause, ModuleNotFoundError):
-        return UserError(
-            f"a node of the Ray cluster lacks a package ({cause})\n"
-            "Give every node this checkout, and run make scale there."
-        )
-    return cause
-
-
-def _packed(predictor: Predictor, limits: Limits) -> Model:
-    paths = predictor.path, file_for(predictor.path, predictor.precision)
-    files = {path.name: path.read_bytes() for path in dict.fromkeys(paths)}
-    answered_in = f"{predictor.precision} in {predictor.runtime}"
-    return Model(files, predictor.version, predictor.providers, predictor.precision, answered_in, limits)
-
-
-def _scored(packed: list[Any], portion: Portion, cpus: int) -> pa.Table:
-    """What a node does: its process keeps the predictor for the portions that follow."""
-    import ray
-
-    if packed[0] not in _scorers:
-        os.environ["SERVING_THREADS"] = str(cpus)  # what it is given
-        _scorers.clear()
-        _scorers[packed[0]] = _unpacked(ray.get(packed[0]))
-    scorer = _scorers[packed[0]]
-    return scorer.table([*scorer.rows([portion()])])
-
-
-_scorers: dict[Any, Scorer] = {}
-
-
-def _unpacked(model: Model) -> Scorer:
-    give_freed_memory_back()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in model.files.items():
-            Path(folder, name).write_bytes(content)
-        predictor = Predictor(Path(folder, next(iter(model.files))), model.version, model.providers, model.precision)
-    scorer = Scorer(predictor, model.limits)
-    if scorer.answered_in != model.answered_in:
-        raise UserError(
-            f"the node {os.uname().nodename} answers in {scorer.answered_in}, and this machine in {model.answered_in}\n"
-            "Set SERVING_PRECISION to one that all have, such as fp32."
-        )
-    return scorer

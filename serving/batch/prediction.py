@@ -60,6 +60,8 @@ class BatchPrediction:
         self._sizes = [PART_ROWS] * full + [rest] * bool(rest)
 
     def __enter__(self) -> "BatchPrediction":
+        if self._cluster:
+            self._cluster.prepare(self._source, self._predictor, self._limits)
         self._scorer = Scorer(self._predictor, self._limits)
         schema = self._scorer.schema
         schema = schema.with_metadata({**schema.metadata, "source": self._source.fingerprint})
@@ -94,7 +96,7 @@ class BatchPrediction:
 
     def _by_cluster(self, cluster: Cluster) -> Iterator[None]:
         portions = ((number, self._source.portion(*self._rows(number))) for number in [*self._parts.missing])
-        for number, table in cluster.score(portions, self._predictor, self._limits):
+        for number, table in cluster.score(portions):
             self._parts.add(number, table)
             yield from [None] * self._sizes[number]
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Makes a folder to download to; None: MLflow's choice.
 Place = Callable[[], AbstractContextManager[str | None]]
+Check = Callable[[Predictor], None]
 
 
 class ModelStore:
@@ -48,24 +49,26 @@ class ModelStore:
             return True
         return self.may_change and isinstance(error, ModelError) and not isinstance(error, NotAllowed)
 
-    def load(self) -> Predictor:
-        """Loads the version that the name stands for.
+    def load(self, check: Check = lambda predictor: None) -> Predictor:
+        """Loads the version that the name stands for; `check` sees it while its files are there.
 
         If the registry is unreachable or the version fails its self-test, falls back on the last good copy on disk;
         raises UserError or RegistryError if there is none.
         """
         if not self.registered:
-            return self._predictor(registry.onnx_file(self._model, self._state_dir), "file")
+            predictor = self._predictor(registry.onnx_file(self._model, self._state_dir), "file")
+            check(predictor)
+            return predictor
         try:
             version = self.find_version()
         except ModelError:  # the registry says that there is none: a copy would hide it
             raise
         except (UserError, RegistryError) as error:
-            return self._load_copy_instead(error)
+            return self._load_copy_instead(error, check)
         try:
-            return self.load_version(version)
+            return self.load_version(version, check)
         except (ModelError, RegistryError) as error:
-            return self._load_copy_instead(error, version)
+            return self._load_copy_instead(error, check, version)
 
     def load_copy(self) -> Predictor:
         """Loads the last good copy on disk without asking the registry; as `load` where there is none."""
@@ -80,7 +83,7 @@ class ModelStore:
         """The version that the name stands for now; raises as `registry.find_version` does."""
         return registry.find_version(self._model, self._state_dir)
 
-    def load_version(self, version: str, check: Callable[[Predictor], None] = lambda predictor: None) -> Predictor:
+    def load_version(self, version: str, check: Check = lambda predictor: None) -> Predictor:
         """Loads a version that is kept on disk, or fetches it.
 
         Once it has passed its self-test, and `check`, which raises ModelError, its file takes the last copy's place.
@@ -124,7 +127,7 @@ class ModelStore:
         self._directory.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=self._directory)
 
-    def _fetched(self, version: str, check: Callable[[Predictor], None], place: Place) -> Predictor:
+    def _fetched(self, version: str, check: Check, place: Place) -> Predictor:
         """Downloads a version to a folder, and keeps it if that is beside the copies."""
         with place() as folder:
             file = registry.download(self._model, version, self._state_dir, Path(folder) if folder else None)
@@ -145,7 +148,7 @@ class ModelStore:
         for other in before:
             other.unlink(missing_ok=True)
 
-    def _checked(self, file: Path, version: str, check: Callable[[Predictor], None]) -> Predictor:
+    def _checked(self, file: Path, version: str, check: Check) -> Predictor:
         try:
             predictor = self._predictor(file, version)
             check(predictor)
@@ -153,12 +156,14 @@ class ModelStore:
             raise ModelError(f"version {version} of {self._model} does not work: {error}") from error
         return predictor
 
-    def _load_copy_instead(self, error: Exception, version: str = "") -> Predictor:
+    def _load_copy_instead(self, error: Exception, check: Check, version: str = "") -> Predictor:
         """Loads what is kept, where that is not the version that has failed."""
         if not (copy := self._copy()) or copy.stem == version:
             raise error
         log.warning("%s; using version %s, kept in %s", error, copy.stem, copy.parent)
-        return self._predictor(copy, copy.stem)
+        predictor = self._predictor(copy, copy.stem)
+        check(predictor)
+        return predictor
 
     def _predictor(self, file: Path, version: str) -> Predictor:
         return Predictor(file, version, self._providers, self._precision)

@@ -18,6 +18,15 @@ class Nodes:
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
 
+    @contextlib.contextmanager
+    def one_more(self, **environment: str) -> Iterator[None]:
+        """A third one until the block ends, whose processes have these variables."""
+        node = self._cluster.add_node(num_cpus=1, env_vars=environment, **_ports())
+        try:
+            yield
+        finally:
+            self._cluster.remove_node(node)
+
     def lose_one(self) -> None:
         """As a power failure does it: the node that no driver is connected to, and all that it has started."""
         (node,) = self._cluster.worker_nodes
@@ -25,6 +34,11 @@ class Nodes:
         for process in (raylet, *raylet.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _ports() -> dict[str, int]:
+    """A raylet ends itself where its agents take too long to choose theirs."""
+    return {name: free_port() for name in AGENTS}
 
 
 @contextlib.contextmanager
@@ -35,16 +49,12 @@ def two_nodes() -> Iterator[Nodes]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         from ray.cluster_utils import Cluster
 
-        def ports() -> dict[str, int]:
-            # A raylet ends itself where its agents take too long to choose theirs.
-            return {name: free_port() for name in AGENTS}
-
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "include_dashboard": False, **ports()},
+            head_node_args={"num_cpus": 1, "include_dashboard": False, **_ports()},
         )
         try:
-            cluster.add_node(num_cpus=1, **ports())
+            cluster.add_node(num_cpus=1, **_ports())
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield Nodes(cluster)
         finally:
