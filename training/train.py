@@ -18,13 +18,12 @@ from rich.syntax import Syntax
 from safetensors.torch import save
 
 from serving.model.errors import UserError, without_credentials
-from serving.model.registry import file_lock
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
-from training.loop.checkpoint import Checkpoints, checkpoints_dir
+from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
 from training.loop.devices import join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
@@ -90,7 +89,7 @@ def set_up(settings: TrainSettings, prefix: str = "") -> Run:
     if chosen.freeze_backbone and (idle := chosen.of_the_backbone()):
         log.warning(f"the head alone is trained, which leaves without effect: {', '.join(idle)}")
     key = prefix + run_key(settings, data)
-    checkpoints = Checkpoints(checkpoints_dir(settings.state_dir) / key)
+    checkpoints = Checkpoints(checkpoints_dir(settings.state_dir) / key, address())
     trainer = build_trainer(settings, data, data.train, data.validation, checkpoints)
     return Run(settings, data, trainer, checkpoints, key)
 
@@ -146,14 +145,15 @@ def train(settings: TrainSettings) -> str:
 def tracked(run: Run) -> Iterator[tuple[str, Iterator[Epoch]]]:
     """The MLflow run, which goes on where it was interrupted, and the epochs that are left, kept there as they come."""
     checkpoints = run.checkpoints
-    unfinished = checkpoints.run_id if run.settings.trainer.resume == "auto" else None
-    with (
-        exclusive_run(run.settings, run.key),
-        tracking.training_run(run.settings, run.data, run.key, unfinished) as run_id,
-        tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, run.trainer.epochs)),
-    ):
-        checkpoints.run_id = run_id
-        yield run_id, _tracked_epochs(run, run_id)
+    with exclusive_run(run.settings, run.key):
+        checkpoints.fetch()
+        unfinished = checkpoints.run_id if run.settings.trainer.resume == "auto" else None
+        with (
+            tracking.training_run(run.settings, run.data, run.key, unfinished) as run_id,
+            tracking.when_told_to_stop(lambda: tell_where_to_go_on(checkpoints, run.trainer.epochs)),
+        ):
+            checkpoints.run_id = run_id
+            yield run_id, _tracked_epochs(run, run_id)
 
 
 def _tracked_epochs(run: Run, run_id: str) -> Iterator[Epoch]:
@@ -194,7 +194,7 @@ def tell_where_to_go_on(checkpoints: Checkpoints, epochs: int) -> None:
 @contextmanager
 def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
     """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
-    lock = file_lock(settings.state_dir, key, timeout=0)
+    lock = run_lock(settings.state_dir, key)
     try:
         with lock:
             yield

@@ -44,8 +44,9 @@ class Job(NamedTuple):
 
 def files_of(predictor: Predictor) -> dict[str, bytes]:
     """A predictor's files by name, the one to open first."""
-    paths = dict.fromkeys((predictor.path, file_for(predictor.path, predictor.precision)))
-    return {path.name: path.read_bytes() for path in paths if path.exists()}  # one that is INT8 itself has no other
+    path, other = predictor.path, file_for(predictor.path, predictor.precision)
+    paths = [path, other] if other.exists() else [path]  # one that is INT8 itself has no other
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def job_of(

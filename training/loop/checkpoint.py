@@ -2,38 +2,70 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serving.model.errors import UserError, without_credentials
+from serving.model.errors import RegistryError, UserError
+from serving.model.registry import file_lock
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
 State = dict[str, Any]  # what JSON can hold
 
+RUN_ID, STATE = "mlflow_run_id", "state.json"
+OURS = re.compile(rf"\.?{RUN_ID}|epoch-\d+|\.[a-z0-9_]{{8}}")  # the last is left where a save is cut off
+
+
+def address() -> str:
+    """CHECKPOINTS where it is an address such as s3://BUCKET/FOLDER, which all machines reach, else empty."""
+    given = os.environ.get("CHECKPOINTS", "")
+    return given.rstrip("/") if "://" in given else ""
+
 
 def checkpoints_dir(state_dir: Path) -> Path:
-    """CHECKPOINTS, which several machines may share, or a folder in the state directory; UserError for an address."""
-    given = os.environ.get("CHECKPOINTS") or str(state_dir / "runs")
-    if "://" in given:
-        raise UserError(
-            f"CHECKPOINTS={without_credentials(given)} is an address, and checkpoints are renamed when they are whole\n"
-            "Give a path, such as a file system that all nodes share, or mount the storage."
-        )
-    return Path(given)
+    """CHECKPOINTS, which several machines may share; a folder in the state directory without it, or for an address."""
+    return state_dir / "runs" if address() else Path(os.environ.get("CHECKPOINTS") or state_dir / "runs")
+
+
+def run_lock(state_dir: Path, key: str) -> FileLock:
+    """What a run holds, so that no other of its key writes over its checkpoints: it lies where they do."""
+    shared = "" if address() else os.environ.get("CHECKPOINTS", "")
+    return file_lock(Path(shared or state_dir), key, timeout=0)
 
 
 class Checkpoints:
-    """The last and the best checkpoint of one training run, each a directory named by its epoch."""
+    """The last and the best checkpoint of one training run, each a directory named by its epoch.
 
-    def __init__(self, directory: Path) -> None:
+    With an `address` each is copied there, and what is there counts: `fetch` makes the directory the same. Raises
+    RegistryError where its storage does not answer.
+    """
+
+    def __init__(self, directory: Path, address: str = "") -> None:
         self.directory = directory
+        self._address = f"{address}/{directory.name}" if address else ""
+
+    def fetch(self) -> None:
+        """Gets what is at the address, from whichever machine; a checkpoint that is not whole there is left out."""
+        if not self._address:
+            return
+        self._remove_here()
+        self.directory.mkdir(parents=True)
+        with self._answering() as storage:
+            storage.download_artifacts("", str(self.directory))
+        for path in self.directory.glob("epoch-*"):
+            if not (path / STATE).exists():
+                shutil.rmtree(path)
 
     def save(self, epoch: int, best_epoch: int, tensors: Tensors, rest: State) -> None:
         """Writes the checkpoint of `epoch` and removes those that are neither the last nor the best."""
@@ -43,14 +75,15 @@ class Checkpoints:
             partial.mkdir()
             for name, values in tensors.items():
                 save_file({key: value.contiguous() for key, value in values.items()}, partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(json.dumps(rest))
+            (partial / STATE).write_text(json.dumps(rest))
             for path in partial.iterdir():
                 _flush(path)
             os.replace(partial, self._path(epoch))
             _flush(self.directory)
+        self._copy(*self._path(epoch).glob("*.safetensors"), self._path(epoch) / STATE)  # which makes it whole
         for path in self.directory.glob("epoch-*"):
             if path not in (self._path(epoch), self._path(best_epoch)):
-                shutil.rmtree(path)
+                self._remove(path)
 
     def last_epoch(self) -> int | None:
         """The epoch of the last whole checkpoint."""
@@ -62,7 +95,7 @@ class Checkpoints:
         path = self._path(epoch)
         try:
             tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-            return tensors, json.loads((path / "state.json").read_text())
+            return tensors, json.loads((path / STATE).read_text())
         except (SafetensorError, ValueError, FileNotFoundError) as error:
             raise UserError(
                 f"the checkpoint {path} is damaged ({error})\nRemove {self.directory}, and the run starts anew."
@@ -71,23 +104,60 @@ class Checkpoints:
     def forget_epochs(self) -> None:
         """Removes what an earlier run left."""
         for path in self.directory.glob("epoch-*"):
-            shutil.rmtree(path)
+            self._remove(path)
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run that the checkpoints belong to."""
-        file = self.directory / "mlflow_run_id"
+        file = self.directory / RUN_ID
         return file.read_text() if file.exists() else None
 
     @run_id.setter
     def run_id(self, run_id: str) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.directory / ".mlflow_run_id"
+        partial = self.directory / f".{RUN_ID}"
         partial.write_text(run_id)
-        partial.replace(self.directory / "mlflow_run_id")
+        partial.replace(self.directory / RUN_ID)
+        self._copy(self.directory / RUN_ID)
+
+    @property
+    def are_ours(self) -> bool:
+        """Whether a run of ours has made the directory, and nobody has put anything else there."""
+        try:
+            names = [path.name for path in self.directory.iterdir()]
+        except PermissionError:
+            return False
+        return RUN_ID in names and all(map(OURS.fullmatch, names))
 
     def remove(self) -> None:
+        self._remove_here()
+        if self._address:
+            with self._answering() as storage:
+                storage.delete_artifacts()
+
+    def _remove_here(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _copy(self, *files: Path) -> None:
+        for file in files if self._address else ():
+            folder = file.parent.relative_to(self.directory).as_posix()
+            with self._answering() as storage:
+                storage.log_artifact(str(file), None if folder == "." else folder)
+
+    def _remove(self, path: Path) -> None:
+        if self._address:
+            with self._answering() as storage:
+                storage.delete_artifacts(path.name)
+        shutil.rmtree(path)
+
+    @contextmanager
+    def _answering(self) -> Iterator[Any]:
+        """MLflow's access to the storage, with the settings that it has for artifacts."""
+        try:
+            yield get_artifact_repository(self._address)
+        except Exception as error:  # each storage has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RegistryError(f"CHECKPOINTS: {self._address} can't be reached ({reason})") from error
 
     def _path(self, epoch: int) -> Path:
         return self.directory / f"epoch-{epoch:04d}"

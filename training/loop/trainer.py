@@ -325,10 +325,9 @@ class Trainer:
     def _resume(self) -> None:
         if not self.checkpoints:
             return
-        if self.settings.resume == "never":
-            if self.accelerator.is_main_process:
-                self.checkpoints.forget_epochs()
-            self.accelerator.wait_for_everyone()
+        if self.settings.resume == "never" and self.accelerator.is_main_process:
+            self.checkpoints.forget_epochs()
+        self.accelerator.wait_for_everyone()  # the main process has just fetched them, or forgotten
         if (last := self.checkpoints.last_epoch()) is not None:
             self.load_state_dict(*self.checkpoints.load(last))
             log.info("resuming from the checkpoint of epoch %d", last)

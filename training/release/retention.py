@@ -23,14 +23,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import ArgumentError
 
 from serving.model.errors import RegistryError, UserError
-from serving.model.registry import NOT_THERE, file_lock, named_error
+from serving.model.registry import NOT_THERE, named_error
 from training import tracking
-from training.loop.checkpoint import Checkpoints, checkpoints_dir
+from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
 from training.release import registry
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own name for the address of its server's database
 OURS = "tags.data_fingerprint LIKE '%'"  # which all runs of ours have, and no others of a server that is shared
 ENDED = ("FINISHED", "FAILED", "KILLED")
+ASIDE = ".removed-"  # begins the name of what is being removed
 IDS = re.compile(r"m-[0-9a-f]{32}|[0-9a-f]{32}")  # of logged models and of runs
 
 
@@ -228,14 +229,14 @@ def free_checkpoints(before: datetime, dry_run: bool) -> tuple[list[Freed], set[
     """
     freed, kept = [], set()
     for folder in _folders(checkpoints_dir(tracking.state_dir())):
-        run_id = Checkpoints(folder).run_id
+        checkpoints = Checkpoints(folder)
+        if not (checkpoints.are_ours or folder.name.startswith(ASIDE)):
+            continue
+        run_id = checkpoints.run_id
         if _is_older(folder, before):
-            with (
-                contextlib.suppress(Timeout),
-                file_lock(tracking.state_dir(), folder.name, timeout=0),
-            ):  # training/train.py
+            with contextlib.suppress(Timeout), run_lock(tracking.state_dir(), folder.name):
                 freed.append(_removed(folder, dry_run))
-                if run_id and not dry_run:
+                if run_id and not dry_run and not address():  # from where another machine may have gone on
                     _end(run_id)
                 continue
         if run_id:
@@ -269,7 +270,7 @@ def _is_older(folder: Path, before: datetime) -> bool:
 def _removed(folder: Path, dry_run: bool) -> Freed:
     size = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
     if not dry_run:
-        aside = folder.with_name(f".removed-{folder.name}")  # nobody shall find the half of it
+        aside = folder.with_name(ASIDE + folder.name)  # nobody shall find the half of it
         folder.rename(aside)
         shutil.rmtree(aside)
     return Freed(folder.name, size)

@@ -8,8 +8,9 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.nn import functional as F
 
-from serving.model.errors import UserError
+from serving.model.errors import RegistryError, UserError
 from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.servers import Storage, shell_environment
 from training.config import compose
 from training.loop.checkpoint import Checkpoints, checkpoints_dir, flatten_optimizer, unflatten_optimizer
 from training.loop.trainable import check_trainable
@@ -73,6 +74,43 @@ def test_checkpoints_lie_where_all_machines_find_them(tmp_path: Path, monkeypatc
     monkeypatch.setenv("CHECKPOINTS", str(tmp_path / "shared"))
     assert checkpoints_dir(tmp_path) == tmp_path / "shared"
     monkeypatch.setenv("CHECKPOINTS", "s3://bucket/checkpoints")
-    assert_raises_in_words(
-        UserError, lambda: checkpoints_dir(tmp_path), "CHECKPOINTS=s3://bucket/checkpoints", "a path"
-    )
+    assert checkpoints_dir(tmp_path) == tmp_path / "runs"
+
+
+@pytest.mark.slow
+def test_at_an_address_another_machine_goes_on_from_whole_checkpoints_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(machine: str) -> Checkpoints:
+        checkpoints = Checkpoints(tmp_path / machine / "runs" / "key", "s3://mlflow/checkpoints")
+        checkpoints.fetch()
+        return checkpoints
+
+    def there() -> set[str]:
+        found = storage.client().list_objects_v2(Bucket="mlflow", Prefix="checkpoints/").get("Contents", [])
+        return {each["Key"].removeprefix("checkpoints/") for each in found}
+
+    with Storage(tmp_path, shell_environment(tmp_path)) as storage:
+        for name, value in storage.environment.items():
+            monkeypatch.setenv(name, value)
+        storage.client().put_object(Bucket="mlflow", Key="checkpoints/keyboards.txt")  # of somebody else
+        first = on("a")
+        assert first.last_epoch() is None
+        first.run_id = "some-run"
+        for epoch in (1, 2, 3):
+            first.save(epoch, 1, {"model": {"weight": torch.full((3,), epoch)}}, {"epoch": epoch})
+        assert {key.split("/")[1] for key in there() if "epoch" in key} == {"epoch-0001", "epoch-0003"}
+
+        second = on("b")
+        assert (second.run_id, second.last_epoch()) == ("some-run", 3)
+        tensors, rest = second.load(3)
+        assert (tensors["model"]["weight"].tolist(), rest) == ([3, 3, 3], {"epoch": 3})
+        storage.client().delete_object(Bucket="mlflow", Key="checkpoints/key/epoch-0003/state.json")  # as if cut off
+        assert on("a").last_epoch() == 1
+        storage.refuse(True)
+        words = "s3://mlflow/checkpoints/key", "can't be reached"
+        assert_raises_in_words(RegistryError, lambda: second.save(4, 1, {}, {}), *words)
+        storage.refuse(False)
+        second.remove()
+        assert there() == {"keyboards.txt"}
+        assert on("a").last_epoch() is None

@@ -188,23 +188,38 @@ def test_of_a_database_that_is_away_the_password_is_not_told(state: Path) -> Non
         assert "s3cret" not in str(failure.value)
 
 
-def test_a_run_at_work_keeps_its_checkpoint(state: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_run_at_work_keeps_its_checkpoint_and_others_keep_what_is_theirs(
+    state: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Also where another machine, with a state directory of its own, is at work."""
+    runs = state / "runs"
+    if shared:
+        runs = tmp_path_factory.mktemp("shared")
+        monkeypatch.setenv("CHECKPOINTS", str(runs))
+    theirs = {"photos/cat.png", "mixed/mlflow_run_id", "mixed/thesis.txt", "epochs/epoch-0001/weights"}
+    for name in theirs:
+        (runs / name).parent.mkdir(parents=True, exist_ok=True)
+        (runs / name).touch()
+        os.utime((runs / name).parent, (LONG_AGO.timestamp(),) * 2)
     for key in ("at-work", "interrupted", "young"):
-        checkpoints = Checkpoints(state / "runs" / key)
+        checkpoints = Checkpoints(runs / key)
         checkpoints.save(1, 1, {"model": {"weights": torch.zeros(1000)}}, {})
         checkpoints.run_id = f"run-{key}"
         if key != "young":
             os.utime(checkpoints.directory, (LONG_AGO.timestamp(),) * 2)
-    with exclusive_run(compose(TINY), "at-work"):
+    elsewhere = [f"state_dir={tmp_path_factory.mktemp('elsewhere')}"] if shared else []
+    with exclusive_run(compose([*TINY, *elsewhere]), "at-work"):
         for dry_run in (True, False):
             (freed,), kept = free_checkpoints(MONTH_AGO, dry_run)
             assert freed.name == "interrupted"
             assert freed.bytes > 4000
             assert kept == {"run-at-work", "run-young"}
-            there = {path.name for path in (state / "runs").iterdir()}
+            there = {path.name for path in runs.iterdir()} - {"photos", "mixed", "epochs", "locks"}
             assert there == {"at-work", "young", *(["interrupted"] if dry_run else [])}
     (freed,), _ = free_checkpoints(MONTH_AGO, dry_run=False)
     assert freed.name == "at-work"
+    assert all((runs / name).exists() for name in theirs)
 
 
 def test_pictures_that_are_used_stay_in_the_cache(state: Path) -> None:
