@@ -103,25 +103,25 @@ def _watch(run_id: UUID, over: threading.Event, cancelled: threading.Event) -> N
 
 
 @contextmanager
-def in_words_of_the_flow() -> Iterator[None]:
-    """Lets what a user has to mend speak of the flow's parameters instead of Hydra's keys."""
+def in_words_of_the_flow(model: str = 'models=["{}"]') -> Iterator[None]:
+    """Lets what a user has to mend speak of the flow's parameters, such as `model`, instead of Hydra's keys."""
     try:
         yield
     except (UserError, WeightsError) as error:
-        error.args = (_in_parameters(str(error)),)
+        error.args = (_in_parameters(str(error), model),)
         raise
 
 
-def _in_parameters(message: str) -> str:
-    """`data.root=PATH` is data=PATH, `model=NAME` is one of models, and every other key is given by overrides."""
+def _in_parameters(message: str, model: str) -> str:
+    """`data.root=PATH` is data=PATH, and every other key is given by overrides; those of a space stand there."""
     start = r"(?<![\w./\"-])"  # not within a path, nor what is translated already; a path as a value may have spaces
     for hydra_s, ours in (
         (rf"{start}data=folder data\.root=", "data="),
         (rf"{start}data\.root=", "data="),
-        (rf"{start}model=([\w.]+)", r'models=["\1"]'),
+        (rf"{start}model=([\w.]+)", model.format(r"\1")),
         (
             rf"{start}((?:data|transforms|model|trainer|export)\.[\w.]+=(?!/)[^\s,;:(){{}}\[\]\"]*\w)",
-            r'overrides=["\1"]',
+            r"\1" if message.startswith("space=") else r'overrides=["\1"]',
         ),
         ("; --help lists them", "; python -m training.train --help lists them"),
     ):

@@ -16,7 +16,7 @@ from training.config import compose
 from training.loop.candidates import noted, reason
 from training.loop.trainable import check_trainable
 from training.search import outcome, record
-from training.search.space import Space, check_space, own_values, read_space, words
+from training.search.space import Space, check_space, own_values, read_space, try_space, words
 from training.search.study import Study, mend, require_optuna
 from training.search.trial import train_trial
 from training.train import exclusive_run, read, try_out
@@ -25,18 +25,19 @@ EXAMPLE = "python -m flows.search experiment=quick trials=20 space=default data=
 
 
 @task(task_run_name="prepare {experiment}", **RETRIES)
-@in_words_of_the_flow()
+@in_words_of_the_flow(model="model={}")
 def prepare(overrides: list[str], experiment: str, space_name: str, space: Space) -> tuple[str, dict[str, Any]]:
     """Fills the cache, fetches the weights and trains on one batch; returns the search's name and where it begins."""
     settings = compose(overrides)
-    suiting, _ = read(settings)
+    suiting, data = read(settings)
+    try_space(space_name, space, overrides, len(data.train))
     try_out(settings)
     return record.named(experiment, space_name, space, settings), own_values(space, suiting)
 
 
 # A retry, and another search for the same, resume from the last checkpoint.
 @task(task_run_name="trial {number}", **RETRIES)
-@in_words_of_the_flow()
+@in_words_of_the_flow(model="model={}")
 def try_settings(overrides: list[str], journal: Path, number: int, parent: str) -> None:
     """Trains a trial, unless it is pruned, and tells the journal what it came to."""
     train_trial(compose(overrides), journal, number, parent)
@@ -59,7 +60,7 @@ def conclude(
 
 
 @flow(name="search", log_prints=True)
-@in_words_of_the_flow()
+@in_words_of_the_flow(model="model={}")
 @cancellable
 def search(
     experiment: str = "quick",

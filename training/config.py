@@ -118,14 +118,16 @@ def _let_the_command_line_win(config: DictConfig, words: Sequence[str]) -> None:
 def understood(words: Sequence[str], settings: type[Settings]) -> list[str]:
     """A command line as Hydra takes it: texts and paths as they stand, and timm's models by their names alone.
 
-    Experiments are also those that searches have written into the state directory.
+    Experiments are also those that searches have written into the state directory. Of several models the last counts.
     """
     understood = []
     if any(word.startswith("experiment=") for word in words) and (state_dir() / "experiment").is_dir():
         found = QuotedString(f"file://{state_dir().absolute()}", Quote.single).with_quotes()
         understood.append(f"hydra.searchpath=[{found}]")
-    for word in words:
+    for index, word in enumerate(words):
         key, _, value = word.partition("=")
+        if key == "model" and any(later.startswith("model=") for later in words[index + 1 :]):
+            continue
         if key == "model" and value not in MODELS and timm.is_model(value):
             understood += ["model=timm", f"model.backbone={value}"]
         else:

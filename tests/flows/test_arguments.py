@@ -10,6 +10,7 @@ from flows.batch_predict import batch_predict
 from flows.failures import in_words_of_the_flow
 from flows.retrain import retrain
 from flows.rollback import rollback
+from flows.search import search
 from infra.demo import demo
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words, assert_user_error, run_module
@@ -89,6 +90,7 @@ def test_a_mistake_ends_the_command_with_code_2() -> None:
         ("trainer.epochs=0: should be more", 'overrides=["trainer.epochs=0"]: should be more'),
         ("leave them out with data.broken=skip.", 'leave them out with overrides=["data.broken=skip"].'),
         ("/model=3/trainer.lr=1 is no file", "/model=3/trainer.lr=1 is no file"),
+        ("space=x: trainer.lr: trainer.lr=0.0: should be", "space=x: trainer.lr: trainer.lr=0.0: should be"),
     ],
 )
 def test_a_mistake_is_told_in_words_of_the_flow(message: str, expected: str) -> None:
@@ -100,3 +102,9 @@ def test_a_mistake_is_told_in_words_of_the_flow(message: str, expected: str) -> 
     with pytest.raises(UserError) as failure:
         fails()
     assert str(failure.value) == expected
+
+
+def test_a_search_has_one_model() -> None:
+    pytest.importorskip("optuna", reason="make scale")
+    with pytest.raises(UserError, match="model=resnet19: there is no such model"):
+        search.fn(model="resnet19", data="digits")

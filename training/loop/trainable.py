@@ -1,5 +1,7 @@
 """What can't be trained here, refused in words before any work is done."""
 
+import sys
+
 import torch
 from timm.models import model_entrypoint
 from timm.optim import create_optimizer_v2, get_optimizer_info
@@ -7,6 +9,7 @@ from torch import nn
 
 from serving.model.errors import UserError
 from training.loop.devices import join
+from training.loop.small_data import suited
 from training.model.backbones import own_settings, takes_drop_path
 from training.model.classifier import ImageClassifier, build_model
 from training.settings import ModelSettings, TrainSettings
@@ -17,12 +20,23 @@ NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def check_trainable(settings: TrainSettings) -> None:
-    """Raises UserError where the model or the optimizer can't be trained with these settings on this machine."""
+    """Raises UserError where the model or the optimizer can't be trained with these settings on this machine.
+
+    Where they may change with the number of pictures: if they can't be with any number of them.
+    """
     _check_optimizer(settings.trainer.optimizer)
     if model_entrypoint(settings.model.backbone).__module__.rpartition(".")[2] in NOT_EXPORTED:
         raise UserError(f"{settings.model.backbone} can't be exported to ONNX, so it could not be served; take another")
-    if settings.small_data:  # the rest may change with the number of pictures: asked again when that is known
-        return
+    refused = []
+    for pictures in (sys.maxsize, *(entry.below - 1 for entry in settings.small_data)):
+        try:
+            return _check_suited(suited(settings, pictures))
+        except UserError as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _check_suited(settings: TrainSettings) -> None:
     trainer = settings.trainer
     if trainer.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("trainer.precision=fp16 needs a GPU; give auto, bf16 or no")

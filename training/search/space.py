@@ -1,19 +1,22 @@
 """The space of a search: what is tried of each parameter. conf/search/default.yaml shows its form."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError, model_validator
 
-from serving.model.errors import UserError
+from serving.model.errors import UserError, WeightsError
 from training.config import CONFIG_DIR, compose
+from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
 from training.settings import Settings, TrainSettings
+from training.train import try_out
 
 GROUPS = ("model", "transforms", "trainer")  # the rest decides what accuracies are of
+WEIGHTS = ("model", "model.backbone", "model.weights")  # what decides from which ones a trial starts
 
 
 class Range(Settings):
@@ -73,16 +76,24 @@ def as_json(space: Space) -> dict[str, Any]:
     }
 
 
-def check_space(name: str, space: Space, overrides: Sequence[str]) -> None:
-    """Raises UserError where training would refuse a parameter or a value of it."""
+def check_space(
+    name: str, space: Space, overrides: Sequence[str], check: Callable[[TrainSettings], object] = check_trainable
+) -> None:
+    """Raises UserError, or what `check` raises in words, where a parameter or a value of it would be refused."""
     for key, parameter in space.items():
         values = [parameter.low, parameter.high] if isinstance(parameter, Range) else parameter
         for value in values:
             try:
-                check_trainable(compose([*overrides, word(key, value)]))
-            except UserError as error:
+                check(compose([*overrides, word(key, value)]))
+            except (UserError, WeightsError) as error:
                 first, *rest = str(error).splitlines()
-                raise UserError("\n".join([f"space={name}: {key}: {first}", *rest])) from error
+                raise type(error)("\n".join([f"space={name}: {key}: {first}", *rest])) from error
+
+
+def try_space(name: str, space: Space, overrides: Sequence[str], pictures: int) -> None:
+    """The same for a training of so many pictures; fetches the weights of each model and trains it on one batch."""
+    check_space(name, space, overrides, lambda settings: check_trainable(suited(settings, pictures)))
+    check_space(name, {key: space[key] for key in WEIGHTS if key in space}, overrides, try_out)
 
 
 def word(key: str, value: Any) -> str:
@@ -104,7 +115,7 @@ def own_values(space: Space, settings: TrainSettings) -> dict[str, Any]:
     found = {}
     for key, parameter in space.items():
         value: Any = settings.model_dump(mode="json")
-        for name in key.split("."):
+        for name in ["model", "name"] if key == "model" else key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if isinstance(parameter, Range):
             within = isinstance(value, int | float) and parameter.low <= value <= parameter.high

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from serving.model.errors import UserError
 from tests.helpers.commands import assert_raises_in_words
@@ -12,7 +13,7 @@ from tests.helpers.state import ROOT, TINY
 from training import tracking
 from training.config import CONFIG_DIR, compose
 from training.search.outcome import experiment_yaml
-from training.search.space import Range, Space, check_space, own_values, read_space, words
+from training.search.space import Range, Space, check_space, own_values, read_space, try_space, words
 
 SPACE: Space = {"trainer.lr": Range(low=1e-4, high=1e-2, log=True), "trainer.frozen_stages": [0, 2, 3]}
 
@@ -58,12 +59,42 @@ def test_a_space_that_is_not_there_is_told_with_those_that_are() -> None:
     assert_raises_in_words(UserError, lambda: read_space("defautl"), "space=defautl", "default")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_a_value_that_no_number_of_pictures_allows_is_refused_where_they_change_the_experiment(tmp_path: Path) -> None:
+    name = written(tmp_path, "trainer.precision: [bf16, fp16]")
+    refused = [f"space={name}", "trainer.precision=fp16 needs a GPU"]
+    assert_raises_in_words(UserError, lambda: check_space(name, read_space(name), ["experiment=quick"]), *refused)
+
+
+def test_a_value_that_so_many_pictures_do_not_allow_is_refused_once_they_are_counted(tmp_path: Path) -> None:
+    """Of few, `quick` trains the head alone, in which is no batch norm."""
+    name = written(tmp_path, "trainer.batch_size: [32, 1]")
+    space, quick = read_space(name), ["experiment=quick"]
+    check_space(name, space, quick)
+    try_space(name, space, quick, pictures=1999)
+    refused = [f"space={name}", "trainer.batch_size=1", "batch norm"]
+    assert_raises_in_words(UserError, lambda: try_space(name, space, quick, pictures=2000), *refused)
+
+
+def test_the_weights_of_every_choice_are_fetched_before_the_first_trial(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"none")
+    name = written(tmp_path, f"model.weights: [package, {file}]")
+    space = read_space(name)
+    check_space(name, space, TINY)
+    refused = [f"space={name}: model.weights: ", f"{file} is not a checkpoint"]
+    assert_raises_in_words(UserError, lambda: try_space(name, space, TINY, pictures=320), *refused)
+
+
 def test_a_list_and_a_model_are_choices_too(tmp_path: Path) -> None:
     name = written(tmp_path, "model.head.hidden_sizes: [[], [64, 32]]\nmodel: [efficientnet_lite0, resnet18]")
     space = read_space(name)
     check_space(name, space, ["experiment=quick"])
     model = compose(words({"model": "resnet18", "model.head.hidden_sizes": "[64, 32]"})).model
     assert (model.name, model.head.hidden_sizes) == ("resnet18", [64, 32])
+    assert own_values({"model": ["resnet18", "vgg11"]}, compose(["model=vgg11"])) == {"model": "vgg11"}
+    chosen = compose(["model=vgg11", *words({"model": "resnet18"})]).model
+    assert (chosen.name, chosen.backbone) == ("resnet18", "resnet18"), "of the model that was asked for nothing is left"
 
 
 @pytest.mark.parametrize(
