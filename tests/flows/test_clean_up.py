@@ -31,7 +31,7 @@ def of_others() -> None: ...
 def test_the_runs_of_all_our_flows_are_looked_at() -> None:
     deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
     names = {each["entrypoint"].rpartition(":")[2].replace("_", "-") for each in deployments}
-    assert names | {"search"} == set(FLOWS)  # which is a command alone
+    assert names == set(FLOWS)
 
 
 @pytest.fixture

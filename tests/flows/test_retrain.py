@@ -231,6 +231,12 @@ def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path,
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
     assert parquet.read_metadata(target).num_rows == 24
 
+    pytest.importorskip("optuna", reason="make scale")
+    asked = watched(worker, "search/local", "trials=1", "data=digits", f"overrides={overrides}")
+    assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
+    (experiment,) = tracking.state_dir().glob("experiment/*.yaml")
+    assert f"python -m training.train experiment={experiment.stem}" in asked.stdout, "the run's log says how to go on"
+
 
 def test_a_watched_run_that_fails_says_why_in_words_of_the_flow(worker: Server, tmp_path: Path) -> None:
     reason = f"UserError: data={tmp_path}: there are no folders of classes"
@@ -244,7 +250,7 @@ def test_a_watched_run_that_fails_says_why_in_words_of_the_flow(worker: Server, 
 
 def test_a_parameter_that_the_flow_does_not_have_is_refused_by_the_api(worker: Server) -> None:
     api = worker.environment["PREFECT_API_URL"]
-    for name in ("retrain", "batch-predict", "rollback"):
+    for name in ("retrain", "batch-predict", "rollback", "search"):
         deployment = httpx.get(f"{api}/deployments/name/{name}/local").raise_for_status().json()
         given = {"source": "a", "target": "b"} if name == "batch-predict" else {}
         answer = httpx.post(
