@@ -102,6 +102,7 @@ def build_trainer(
     checkpoints: Checkpoints | None = None,
 ) -> Trainer:
     """The model with its first weights and what trains it, on `train` and `validation` of the data."""
+    clear_device_cache(garbage_collection=True)  # of what trained before in this process, and refers to itself
     torch.manual_seed(settings.seed)
     drop_path = 0.0 if settings.trainer.freeze_backbone else settings.trainer.drop_path
     model = build_model(settings.model, len(data.classes), drop_path)
@@ -118,7 +119,6 @@ def try_out(settings: TrainSettings) -> None:
     train, validation = (split.subset(first[: len(split)]) for split in (data.train, data.validation))
     one_step = settings.trainer.model_copy(update={"steps": 1, "minutes": None})
     next(build_trainer(settings.model_copy(update={"trainer": one_step}), data, train, validation).fit())
-    clear_device_cache(garbage_collection=True)
 
 
 def train(settings: TrainSettings) -> str:

@@ -1,11 +1,15 @@
 """One training run, from settings to what MLflow keeps of it."""
 
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +23,9 @@ from tests.helpers.waiting import wait_until
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
-from training.train import few_test_pictures, run_key, train
+from training.model.classifier import build_model
+from training.settings import TrainSettings
+from training.train import few_test_pictures, run_key, set_up, train
 
 
 @pytest.mark.slow
@@ -169,3 +175,33 @@ def test_a_run_without_an_artifact_says_so() -> None:
     run = client.create_run(tracking.experiment_id("cut off"))
     with pytest.raises(UserError, match=f"run {run.info.run_id} has no {tracking.WEIGHTS_FILE}"):
         tracking.artifact(run.info.run_id, tracking.WEIGHTS_FILE)
+
+
+@pytest.fixture
+def no_chance() -> Iterator[None]:
+    """Python does not happen to collect what refers to itself."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_what_trained_before_has_no_memory_when_the_next_model_is_built(
+    no_chance: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = compose([*TINY, "trainer.steps=1"])
+    weights, left = weakref.ref(one_step(settings)), []
+
+    def build(*given: Any) -> Any:
+        left.append(weights())
+        return build_model(*given)
+
+    monkeypatch.setattr("training.train.build_model", build)
+    set_up(settings)
+    assert left == [None]
+
+
+def one_step(settings: TrainSettings) -> torch.Tensor:
+    """A parameter of a model that has learnt from a batch, and of which nobody has need any more."""
+    run = set_up(settings)
+    next(run.trainer.fit())
+    return next(run.trainer.classifier.parameters())

@@ -90,11 +90,11 @@ class Checkpoints:
         epochs = [int(path.name.removeprefix("epoch-")) for path in self.directory.glob("epoch-*")]
         return max(epochs, default=None)
 
-    def load(self, epoch: int) -> tuple[Tensors, State]:
-        """What was saved: tensors by file and name, and the rest; UserError if it is damaged."""
+    def load(self, epoch: int, but: str = "") -> tuple[Tensors, State]:
+        """What was saved: tensors by file and name, but for one file, and the rest; UserError if it is damaged."""
         path = self._path(epoch)
         try:
-            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+            tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors") if file.stem != but}
             return tensors, json.loads((path / STATE).read_text())
         except (SafetensorError, ValueError, FileNotFoundError) as error:
             raise UserError(

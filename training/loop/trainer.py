@@ -168,7 +168,7 @@ class Trainer:
                 self.checkpoints.save(self.epoch, self.best_epoch, *self.state_dict())
             self.accelerator.wait_for_everyone()
         if self.checkpoints and self.best_epoch != self.epoch:
-            self.load_state_dict(*self.checkpoints.load(self.best_epoch))
+            self._load_weights(self.checkpoints.load(self.best_epoch, but="optimizer")[0])
         if self.average:
             self.average.exchange(self.accelerator.unwrap_model(self.model))
         self.accelerator.wait_for_everyone()
@@ -347,11 +347,14 @@ class Trainer:
     def load_state_dict(self, tensors: Tensors, rest: State) -> None:
         """The inverse of `state_dict`; the threads are taken where so many CPUs are given."""
         take_threads(rest.get("threads"))
-        self.classifier.load_state_dict(tensors["model"])
+        self._load_weights(tensors)
         self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
-        if self.average:
-            self.average.module.load_state_dict(tensors["average"])
         if self.accelerator.scaler and "scaler" in rest:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
         for name in PROGRESS:
             setattr(self, name, rest[name])
+
+    def _load_weights(self, tensors: Tensors) -> None:
+        self.classifier.load_state_dict(tensors["model"])
+        if self.average:
+            self.average.module.load_state_dict(tensors["average"])

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import mlflow
-from accelerate.utils.memory import clear_device_cache
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from training import tracking
@@ -44,4 +43,3 @@ def train_trial(settings: TrainSettings, journal: Path, number: int, parent: str
     else:
         study.complete(number, run.trainer.best_accuracy)
     run.checkpoints.remove()
-    clear_device_cache(garbage_collection=True)

@@ -274,3 +274,15 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     for name, tensor in expected.items():
         assert torch.equal(tensor, actual[name]), name
     assert not list(killed.glob("runs/*")), "checkpoints go when the run is finished"
+
+
+def test_a_run_ends_with_the_weights_of_its_best_epoch_and_reads_no_more_of_it(tmp_path: Path) -> None:
+    run, model = trainer("trainer.epochs=2", checkpoints=Checkpoints(tmp_path))
+    epochs = run.fit()
+    next(epochs)
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run.best_accuracy = 2.0  # no later one is better
+    next(epochs)
+    (tmp_path / "epoch-0001" / "optimizer.safetensors").unlink()
+    assert not list(epochs)
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
