@@ -5,16 +5,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 import yaml
 
+from tests.helpers.retraining import hurry_automation
 from tests.helpers.servers import prefect_client, prefect_server, shell_environment
 from tests.helpers.state import ROOT
-from tests.helpers.waiting import free_port
+from tests.helpers.waiting import free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +128,23 @@ def test_what_was_set_on_the_page_stays_and_what_left_the_file_is_gone(checkout:
         deployment = checkout.deployment(name)
         assert deployment["enforce_parameter_schema"]
         assert deployment["parameter_openapi_schema"]["additionalProperties"] is False
+
+
+def test_a_run_that_is_given_back_has_not_crashed_and_a_silent_one_has(checkout: Checkout) -> None:
+    """Of two runs that were alive, one waits for a new container; the other is not heard of for ten seconds."""
+    hurry_automation(checkout.api, seconds=10)
+    path = f"/deployments/{checkout.deployment('batch-predict/container')['id']}/create_flow_run"
+    given = {"parameters": {"source": "a", "target": "b"}, "state": {"type": "RUNNING"}}
+    given_back, silent = (checkout.api.post(path, json=given).raise_for_status().json()["id"] for _ in range(2))
+    for run in (given_back, silent):
+        alive = {"event": "prefect.flow-run.heartbeat", "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"}}
+        now = {"occurred": datetime.now(UTC).isoformat(), "id": str(uuid4())}
+        checkout.api.post("/events", json=[{**alive, **now}]).raise_for_status()
+    waits = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+    checkout.api.post(f"/flow_runs/{given_back}/set_state", json={"state": waits, "force": True}).raise_for_status()
+
+    def state(run: str) -> Any:
+        return checkout.api.get(f"/flow_runs/{run}").json()["state_name"]
+
+    wait_until(lambda: state(silent) == "Crashed")
+    assert state(given_back) == "AwaitingRetry"

@@ -4,22 +4,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.release import release
-from flows.rollback import LIMIT, rollback
+from flows.rollback import LIMIT, lock_everywhere, rollback
 from serving.model.errors import UserError
 from serving.model.registry import CHAMPION, DEFAULT_NAME
 from tests.helpers.commands import assert_in_words, run_module
 from tests.helpers.state import ROOT, state_in
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import free_port, wait_until
 from training import tracking
 from training.release import registry
 
@@ -119,3 +121,19 @@ def test_a_rollback_waits_for_another_machine_that_moves_the_champion(tmp_path: 
         registry.crown(DEFAULT_NAME, ["1", "2", "3", "4"])
     output, _ = other.communicate(timeout=120)
     assert "version 3" in output, "it went back from the champion that was made while it waited"
+
+
+def test_a_server_that_is_away_when_the_lock_is_given_back_undoes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with get_client(sync_client=True) as api:
+        api.upsert_global_concurrency_limit_by_name(LIMIT, 1)
+
+    @flow
+    def move() -> str:
+        with ExitStack() as outage:
+            with lock_everywhere(DEFAULT_NAME):
+                outage.enter_context(temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}))
+            return "moved"
+
+    assert move() == "moved"
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert_in_words(warning, f"the limit {LIMIT} is given back within a minute")

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+
 from tests.helpers.servers import SECONDS_TO_RUN, FlowRun, Stack, prefect_client, running_stack
 from tests.helpers.state import TINY_OVERRIDES, TINY_PARAMETERS
 from tests.helpers.waiting import wait_until
@@ -13,12 +15,16 @@ from tests.helpers.waiting import wait_until
 def hurried_stack(directory: Path) -> Iterator[Stack]:
     """Four minutes of silence are long for a test: two and a half, which outlast an outage, are enough here."""
     with running_stack(directory) as stack:
-        api = prefect_client(stack.environment["PREFECT_API_URL"])
-        (automation,) = api.post("automations/filter", json={}).json()
-        automation["trigger"]["within"] = 150
-        known = ("name", "description", "enabled", "trigger", "actions")
-        api.put(f"automations/{automation['id']}", json={key: automation[key] for key in known})
+        hurry_automation(prefect_client(stack.environment["PREFECT_API_URL"]), seconds=150)
         yield stack
+
+
+def hurry_automation(api: httpx.Client, seconds: int) -> None:
+    """Has a run crash that is silent for so long."""
+    (automation,) = api.post("automations/filter", json={}).json()
+    automation["trigger"]["within"] = seconds
+    known = ("name", "description", "enabled", "trigger", "actions")
+    api.put(f"automations/{automation['id']}", json={key: automation[key] for key in known}).raise_for_status()
 
 
 def ask(stack: Stack, seed: int, epochs: int = 6) -> FlowRun:
