@@ -92,6 +92,10 @@ def search(
         raise UserError(f"{removed}: an experiment can't take out what another has; give a value instead, such as p=0")
     settings, parameters = compose(common), read_space(space)
     check_trainable(settings)
+    if settings.trainer.processes != 1:
+        raise UserError(
+            f"trainer.processes={settings.trainer.processes}: a trial is trained in one process; leave it out"
+        )
     check_space(space, parameters, common)
     name, first = prepare(common, experiment, space, parameters)
     journal, failures = record.journal(settings, name), dict[str, Exception]()

@@ -1,6 +1,7 @@
 """How far long work has come: a bar on a terminal, plain lines in a log."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -15,7 +16,10 @@ SECONDS_BETWEEN_LINES = 15
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items; shows `what`, how many are done and how fast."""
+    """Yields the items; shows `what`, how many are done and how fast: of processes that share them the first one."""
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, what, total, leave=False, dynamic_ncols=True)
         return

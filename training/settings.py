@@ -173,6 +173,7 @@ class TrainerSettings(Settings):
     frozen_stages: int = Field(ge=0)
     precision: Literal["auto", "no", "fp16", "bf16"]
     compile: bool
+    processes: int | Literal["gpu"] = 1  # runs from before there were several name none
     num_workers: int | Literal["auto"]
     resume: Literal["auto", "never"]
 
@@ -189,6 +190,13 @@ class TrainerSettings(Settings):
         if workers != "auto" and (type(workers) is not int or workers < 0):
             raise ValueError("should be auto, or how many")
         return workers
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _is_gpu_or_positive(cls, processes: Any) -> Any:
+        if processes != "gpu" and (type(processes) is not int or processes < 1):
+            raise ValueError("should be gpu, or how many")
+        return processes
 
     @field_validator("minutes")
     @classmethod

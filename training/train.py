@@ -24,7 +24,7 @@ from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
-from training.loop.devices import join
+from training.loop.devices import in_processes, join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Epoch, Trainer
@@ -114,6 +114,10 @@ def build_trainer(
 
 def try_out(settings: TrainSettings) -> None:
     """Fetches the weights and learns from one batch, of which nothing is kept; raises what training would raise."""
+    in_processes(settings.trainer.processes, _try_out, settings)
+
+
+def _try_out(settings: TrainSettings) -> None:
     settings, data = read(settings)
     first = np.arange(settings.trainer.batch_size)
     train, validation = (split.subset(first[: len(split)]) for split in (data.train, data.validation))
@@ -123,7 +127,15 @@ def try_out(settings: TrainSettings) -> None:
 
 def train(settings: TrainSettings) -> str:
     """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id."""
+    return in_processes(settings.trainer.processes, _train, settings)
+
+
+def _train(settings: TrainSettings) -> str:
     run = set_up(settings)
+    if not run.trainer.accelerator.is_main_process:
+        for _ in run.trainer.fit():  # the first process evaluates and tracks for all
+            pass
+        return run.checkpoints.run_id or ""
     settings, data, trainer = run.settings, run.data, run.trainer
     with tracked(run) as (run_id, epochs):
         for _ in epochs:
@@ -209,7 +221,7 @@ def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
 def run_key(settings: TrainSettings, data: ImageData) -> str:
     """What a run depends on, as a hash: two runs of one key are the same run."""
     what_counts = settings.model_dump(mode="json", include={"transforms", "model", "trainer", "seed"})
-    del what_counts["trainer"]["resume"]
+    del what_counts["trainer"]["resume"], what_counts["trainer"]["processes"]
     if (weights := Path(settings.model.weights)).is_file():  # another checkpoint may lie there tomorrow
         what_counts["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     pictures = [data.fingerprint, *data.train.names, *data.validation.names, *data.test.names]
@@ -248,13 +260,11 @@ def _finished_runs(settings: TrainSettings, data: ImageData, **tags: str) -> Ite
 
 
 def main(settings: TrainSettings) -> None:
-    """Trains, as one process or as one of those that `accelerate launch` starts."""
-    if not join().is_main_process:
+    """Trains, as one process or as one of those that torchrun starts."""
+    if join().is_main_process:
+        rich.print(Syntax(without_credentials(tracking.as_yaml(settings)), "yaml", background_color="default"))
+    else:
         logging.disable(logging.INFO)
-        for _ in set_up(settings).trainer.fit():  # the first process evaluates and tracks for all
-            pass
-        return
-    rich.print(Syntax(without_credentials(tracking.as_yaml(settings)), "yaml", background_color="default"))
     train(settings)
 
 

@@ -22,7 +22,7 @@ from serving.model.registry import DEFAULT_NAME, champion_uri
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.servers import FlowRun, Server, prefect_server, process_worker, shell_environment
 from tests.helpers.state import ROOT, TINY_OVERRIDES, state_in
-from tests.helpers.waiting import free_port
+from tests.helpers.waiting import free_port, wait_until
 from training import tracking
 from training.config import compose
 from training.release import registry
@@ -212,7 +212,7 @@ def watched(worker: Server, deployment: str, *parameters: str) -> subprocess.Com
 
 
 def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path, image_folder: Path) -> None:
-    overrides = json.dumps(TINY_OVERRIDES)
+    overrides = json.dumps([*TINY_OVERRIDES, "trainer.processes=2"])
     parameters = [
         'models=["efficientnet_lite0"]',
         "experiment=quick",
@@ -236,6 +236,18 @@ def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path,
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
     (experiment,) = tracking.state_dir().glob("experiment/*.yaml")
     assert f"python -m training.train experiment={experiment.stem}" in asked.stdout, "the run's log says how to go on"
+
+
+def test_a_run_of_two_processes_that_is_cancelled_leaves_none_behind(worker: Server) -> None:
+    overrides = [*TINY_OVERRIDES, "trainer.epochs=100000", "trainer.processes=2"]
+    parameters = {"data": "digits", "overrides": overrides}
+    run = FlowRun.asked_for(worker.environment, worker, "retrain/local", parameters)
+    run.says("epoch 1 of 100000")
+    assert len(list(run.processes())) > 2
+    run.cancel()
+    run.ends("CANCELLED")
+    wait_until(lambda: not list(run.processes()))
+    run.says("it goes on after epoch")
 
 
 def test_a_watched_run_that_fails_says_why_in_words_of_the_flow(worker: Server, tmp_path: Path) -> None:

@@ -170,10 +170,15 @@ class FlowRun:
 
     def kill(self) -> None:
         """As a power failure does it; a run is in a process group of its own."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def processes(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("PREFECT__FLOW_RUN_ID") == self.id:
-                    process.kill()
+                    yield process
 
     def says(self, message: str) -> None:
         """Waits until its log holds the message: Prefect sends the log's lines some time after their run's state."""

@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
 from serving.model.errors import UserError
-from training.loop.devices import join
+from training.loop.devices import processes
 from training.loop.small_data import suited
 from training.model.backbones import own_settings, takes_drop_path
 from training.model.classifier import ImageClassifier, build_model
@@ -37,14 +37,14 @@ def check_trainable(settings: TrainSettings) -> None:
 
 
 def _check_suited(settings: TrainSettings) -> None:
-    trainer = settings.trainer
+    trainer, together = settings.trainer, processes(settings.trainer.processes)
     if trainer.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("trainer.precision=fp16 needs a GPU; give auto, bf16 or no")
     model = _on_paper(settings.model)
     if not trainer.freeze_backbone:
-        _check_backbone(settings, model)
+        _check_backbone(settings, model, together)
     trained: nn.Module = model.head if trainer.freeze_backbone else model
-    batch = trainer.batch_size // join().num_processes
+    batch = trainer.batch_size // together
     if batch < 2 and any(isinstance(module, NORMS) for module in trained.modules()):
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: {settings.model.backbone} has batch norm, which needs at least "
@@ -52,14 +52,14 @@ def _check_suited(settings: TrainSettings) -> None:
         )
 
 
-def _check_backbone(settings: TrainSettings, model: ImageClassifier) -> None:
+def _check_backbone(settings: TrainSettings, model: ImageClassifier, together: int) -> None:
     """Of a backbone that is trained itself."""
     trainer, name = settings.trainer, settings.model.backbone
     if trainer.image_size:
         _on_paper(settings.model.model_copy(update={"image_size": trainer.image_size}), "trainer")
     if trainer.drop_path and not takes_drop_path(name):
         raise UserError(f"trainer.drop_path={trainer.drop_path}: {name} has no blocks that can be left out; give 0")
-    if trainer.mixes and trainer.batch_size // join().num_processes % 2:
+    if trainer.mixes and trainer.batch_size // together % 2:
         raise UserError(
             f"trainer.batch_size={trainer.batch_size}: trainer.mixup and trainer.cutmix take pictures in pairs, in "
             "each process; give an even number"

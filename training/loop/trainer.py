@@ -94,7 +94,7 @@ class Trainer:
             raise UserError(f"{len(train)} training pictures are too few for {processes} processes")
         self.steps = len(train) // self.batch_size  # of an epoch
         self.evaluation_batch_size = evaluation_batch_size or self.batch_size
-        self.num_workers = workers(settings.num_workers, processes)
+        self.num_workers = workers(settings.num_workers)
 
         prepare()
         AcceleratorState._reset_state()  # the candidates of one process may differ in precision
@@ -335,7 +335,8 @@ class Trainer:
     def state_dict(self) -> tuple[Tensors, State]:
         """All that the next epoch depends on."""
         tensors, optimizer = flatten_optimizer(self.optimizer.state_dict())
-        rest = {name: getattr(self, name) for name in PROGRESS} | {"threads": torch.get_num_threads()}
+        rest = {name: getattr(self, name) for name in PROGRESS}
+        rest |= {"threads": torch.get_num_threads(), "processes": self.accelerator.num_processes}
         if self.accelerator.scaler:
             rest["scaler"] = self.accelerator.scaler.state_dict()
         average = {"average": self.average.module.state_dict()} if self.average else {}
@@ -345,8 +346,14 @@ class Trainer:
         )
 
     def load_state_dict(self, tensors: Tensors, rest: State) -> None:
-        """The inverse of `state_dict`; the threads are taken where so many CPUs are given."""
-        take_threads(rest.get("threads"))
+        """The inverse of `state_dict`; the threads are taken where so many CPUs are given to as many processes."""
+        processes = self.accelerator.num_processes
+        if (before := rest.get("processes", processes)) == processes:
+            take_threads(rest.get("threads"))
+        else:
+            log.warning(
+                "processes: this run began with %d and goes on with %d, so its weights may differ", before, processes
+            )
         self._load_weights(tensors)
         self.optimizer.load_state_dict(unflatten_optimizer(tensors["optimizer"], rest["optimizer"]))
         if self.accelerator.scaler and "scaler" in rest:
