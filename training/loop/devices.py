@@ -137,7 +137,8 @@ def _work(
     Thread(target=_stop_with_parent, daemon=True).start()
     rank = int(os.environ["RANK"])
     handler = logging.NullHandler() if rank else _Sender(senders[rank])  # type: ignore[arg-type]
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.root.handlers = [handler]
+    logging.root.setLevel(level)
     try:
         return function(*args, **kwargs)
     except Exception as error:
