@@ -162,7 +162,7 @@ lock: .venv/installed  ## Write the lock files anew from requirements/*.in
 	$(LOCK) requirements/scale.in -c requirements/dev.txt -o requirements/scale.txt
 
 .PHONY: scale
-scale: .venv/installed  ## Install what few need: Optuna (flows.search), Ray (engine=ray), Kubernetes
+scale: .venv/installed  ## Install what few need: Optuna (flows.search), Ray, Kubernetes
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements/scale.txt
 
 .PHONY: clean
