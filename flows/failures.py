@@ -8,8 +8,8 @@ import re
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -102,14 +102,17 @@ def _watch(run_id: UUID, over: threading.Event, cancelled: threading.Event) -> N
         before = now
 
 
-@contextmanager
-def in_words_of_the_flow(model: str = 'models=["{}"]') -> Iterator[None]:
+class in_words_of_the_flow(ContextDecorator):  # a class: generators can't be pickled
     """Lets what a user has to mend speak of the flow's parameters, such as `model`, instead of Hydra's keys."""
-    try:
-        yield
-    except (UserError, WeightsError) as error:
-        error.args = (_in_parameters(str(error), model),)
-        raise
+
+    def __init__(self, model: str = 'models=["{}"]') -> None:
+        self._model = model
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if isinstance(error, UserError | WeightsError):
+            error.args = (_in_parameters(str(error), self._model),)
 
 
 def _in_parameters(message: str, model: str) -> str:

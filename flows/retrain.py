@@ -11,6 +11,8 @@ from pydantic import Field
 from flows.arguments import run_command
 from flows.failures import RETRIES, TEMPORARY, cancellable, in_words_of_the_flow
 from flows.rollback import lock_everywhere
+from flows.runners.side_by_side import Runner, side_by_side
+from flows.runners.tasks import train_candidate
 from serving.model.errors import UserError
 from serving.model.registry import registered_name
 from training import tracking
@@ -19,7 +21,7 @@ from training.loop.candidates import none_left, noted, reason, train_each
 from training.loop.trainable import check_trainable
 from training.release import promotion, registry
 from training.release.candidate import export_run, exported
-from training.train import read, repeated_run, train, try_out
+from training.train import read, repeated_run, try_out
 
 EXAMPLE = "python -m flows.retrain models=[resnet18,densenet121] experiment=quick data=PATH"
 
@@ -48,14 +50,6 @@ def prepare_data(
 def try_candidate(overrides: list[str], model: str) -> None:
     """Fetches a model's weights and trains it on one batch."""
     try_out(compose([*overrides, f"model={model}"]))
-
-
-# A retry resumes from the last checkpoint.
-@task(task_run_name="train {model}", **RETRIES)
-@in_words_of_the_flow()
-def train_candidate(overrides: list[str], model: str) -> str:
-    """Trains and evaluates one model; returns its MLflow run."""
-    return train(compose([*overrides, f"model={model}"]))
 
 
 @task(task_run_name="choose the best", **RETRIES)
@@ -129,6 +123,9 @@ def retrain(
     name: str = "",
     replace_classes: bool = False,
     force: bool = False,
+    runner: Runner = "in_turn",
+    cpus: Annotated[int, Field(ge=0)] = 0,
+    gpus: Annotated[int, Field(ge=0)] = 0,
 ) -> str:
     """Trains candidates, exports and registers the best, and makes it the champion if it is better.
 
@@ -142,6 +139,9 @@ def retrain(
         name: the registered model; empty: MODEL_NAME, or image-classifier.
         replace_classes: whether a champion that knows other classes may be replaced.
         force: trains also what the same commit, without changes, has trained on the same data and settings.
+        runner: trains candidates `in_turn`, side by side in `processes`, or on the nodes of a Ray cluster: `ray`.
+        cpus: that each takes; 0: all in turn, an equal share in processes, those of the smallest node on Ray.
+        gpus: that each takes in processes and on Ray; 0: one, where there are any.
 
     Returns:
         The registered version.
@@ -150,13 +150,14 @@ def retrain(
     common = [*data_overrides(data), f"experiment={experiment}", *overrides]
     for model in models:
         check_trainable(compose([*common, f"model={model}"]))  # a mistake is refused before any work is done
-    finished = prepare_data(common, models, data, name, replace_classes)
-    found = {} if force else finished
-    runs, failures = train_each(
-        [model for model in models if model not in found],
-        lambda model: try_candidate(common, model),
-        lambda model: train_candidate(common, model),
-    )
+    with side_by_side(runner, len(models), cpus, gpus) as work:
+        finished = prepare_data(common, models, data, name, replace_classes)
+        found = {} if force else finished
+        runs, failures = train_each(
+            [model for model in models if model not in found],
+            lambda model: try_candidate(common, model),
+            lambda model: work.begin(train_candidate, overrides=common, model=model).result,
+        )
     runs |= found
     best = None
     for model in rank(runs):

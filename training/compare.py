@@ -6,6 +6,7 @@ a row with its reason.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def main(settings: CompareSettings) -> None:
         if not finished_run(runs[name]):
             try_out(runs[name])
 
-    _, failures = train_each(runs, try_one, train_one)
+    _, failures = train_each(runs, try_one, lambda name: partial(train_one, name))
     write_whole(_with(settings.report, ".md"), markdown(results, failures).encode())
     if not results:
         raise none_left(failures)

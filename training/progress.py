@@ -1,6 +1,7 @@
 """How far long work has come: a bar on a terminal, plain lines in a log."""
 
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -20,7 +21,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     if os.environ.get("RANK", "0") != "0":
         yield from items
         return
-    if sys.stderr.isatty():
+    # Of processes side by side that do not share their work, the bars would lie over one another.
+    if sys.stderr.isatty() and ("RANK" in os.environ or not multiprocessing.parent_process()):
         yield from tqdm(items, what, total, leave=False, dynamic_ncols=True)
         return
     if total is None and isinstance(items, Sized):

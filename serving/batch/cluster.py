@@ -36,7 +36,7 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        ray = connect()
+        ray = connect("engine=ray")
         self._nodes = [each for each in ray.nodes() if each["Alive"] and each["Resources"].get("CPU", 0) >= 1]
         if not self._nodes:
             ray.shutdown()
@@ -169,22 +169,25 @@ def _cause(error: Any, where: str) -> Exception:
     return cause
 
 
-def connect() -> Any:
-    """Ray, connected to the cluster at RAY_ADDRESS or to one of its own; raises UserError as Cluster does."""
+def connect(asked: str, **more: Any) -> Any:
+    """Ray, connected to the cluster at RAY_ADDRESS or to one of its own; raises UserError as Cluster does.
+
+    `asked` is the argument that asks for it; `more` goes to ray.init.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
-        raise UserError("engine=ray needs the package ray, which is not installed\nInstall it: make scale") from error
+        raise UserError(f"{asked} needs the package ray, which is not installed\nInstall it: make scale") from error
     address = os.environ.get("RAY_ADDRESS", "")
     _require_answer(address)
     handler = signal.getsignal(signal.SIGTERM)
-    quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    more = {"logging_level": "error", "log_to_driver": False, **more}
     try:
         if address:
-            ray.init(address, **quiet)
+            ray.init(address, **more)
         else:
-            ray.init("local", num_cpus=cpus(), include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=cpus(), include_dashboard=False, **more)
     except (Exception, SystemExit) as error:  # it exits where what answers is no cluster
         raise _no_answer(address, error) from error
     finally:

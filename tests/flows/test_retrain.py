@@ -219,6 +219,7 @@ def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path,
         "data=digits",
         f"overrides={overrides}",
         "force=true",
+        "runner=processes",
     ]
     asked = watched(worker, "retrain/local", *parameters)
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()

@@ -27,11 +27,16 @@ class Nodes:
         finally:
             self._cluster.remove_node(node)
 
-    def lose_one(self) -> None:
-        """As a power failure does it: the node that no driver is connected to, and all that it has started."""
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """Those of the node that no driver is connected to."""
         (node,) = self._cluster.worker_nodes
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        for process in (raylet, *raylet.children(recursive=True)):
+        return [raylet, *raylet.children(recursive=True)]
+
+    def lose_one(self) -> None:
+        """As a power failure does it: that node, and all that it has started."""
+        for process in self.processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

@@ -15,11 +15,15 @@ Failures = dict[str, Exception]  # by the candidate's name
 
 
 def train_each(
-    candidates: Iterable[str], try_out: Callable[[str], None], train: Callable[[str], str]
+    candidates: Iterable[str], try_out: Callable[[str], None], begin: Callable[[str], Callable[[], str]]
 ) -> tuple[dict[str, str], Failures]:
     """Tries every candidate on a batch, then trains those that passed; returns their runs, and why the others failed.
 
-    Raises UserError, before the first is trained, where the settings of one are wrong.
+    All have begun before the first is asked for its run: where they are trained side by side. Raises UserError, before
+    that, where the settings of one are wrong.
+
+    Args:
+        begin: begins one and returns what waits for its run, or trains it then.
     """
     runs: dict[str, str] = {}
     failures: Failures = {}
@@ -27,10 +31,10 @@ def train_each(
     for name in names:
         with noted(failures, name, but=(UserError,)):
             try_out(name)
-    for name in names:
-        if name not in failures:
-            with noted(failures, name):
-                runs[name] = train(name)
+    begun = {name: begin(name) for name in names if name not in failures}
+    for name, run_of in begun.items():
+        with noted(failures, name):
+            runs[name] = run_of()
     return runs, failures
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from copy import copy
@@ -274,6 +274,29 @@ def take_threads(recorded: int | None = None) -> None:
         torch.set_num_threads(min(recorded or own_cpus(), own_cpus()))
     if recorded not in (None, threads := torch.get_num_threads()):
         log.warning("threads: this run began with %d and goes on with %d, so last digits may differ", recorded, threads)
+
+
+@contextmanager
+def within(cpus: int, gpus: str | None = None) -> Iterator[None]:
+    """Lets what is trained in the block take so many CPUs of this process; 0: all it has. It sees these GPUs alone."""
+    taken: dict[str, str | None] = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None else {}
+    if cpus:
+        taken |= {"SERVING_THREADS": str(cpus), "OMP_NUM_THREADS": None}  # which counts more
+    before, threads = {name: os.environ.get(name) for name in taken}, torch.get_num_threads()
+    _set_environment(taken)
+    if cpus:
+        torch.set_num_threads(cpus)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+        torch.set_num_threads(threads)
+
+
+def _set_environment(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        os.environ |= {name: value} if value is not None else {}
 
 
 def keep_freed_memory() -> None:

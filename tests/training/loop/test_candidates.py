@@ -1,6 +1,7 @@
 """Several candidates: what one that fails leaves to the others."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_a_candidate_that_fails_holds_no_memory_while_the_next_is_trained() -> N
         assert tensors[0]() is None
         return "run"
 
-    runs, failures = train_each(["first", "second"], lambda name: None, train)
+    runs, failures = train_each(["first", "second"], lambda name: None, lambda name: partial(train, name))
     assert runs == {"second": "run"}
     assert "can't allocate memory" in str(failures["first"])
 
@@ -33,7 +34,7 @@ def test_a_wrong_setting_is_raised_before_any_training() -> None:
             raise UserError("trainer.lr=x")
 
     with pytest.raises(UserError, match=r"trainer\.lr"):
-        train_each(["first", "second"], try_out, lambda name: trained.append(name) or name)
+        train_each(["first", "second"], try_out, lambda name: trained.append(name) or (lambda: name))
     assert not trained
 
 
