@@ -1,5 +1,7 @@
 """The best of many settings, by validation accuracy alone: python -m flows.search experiment=quick trials=20"""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,8 @@ from pydantic import Field
 from flows.arguments import print_table, run_command
 from flows.failures import RETRIES, TEMPORARY, cancellable, in_words_of_the_flow
 from flows.retrain import data_overrides
+from flows.runners.side_by_side import Runner, first_ended, side_by_side
+from flows.runners.tasks import try_settings
 from serving.model.errors import UserError
 from training import tracking
 from training.config import compose
@@ -18,7 +22,6 @@ from training.loop.trainable import check_trainable
 from training.search import outcome, record
 from training.search.space import Space, check_space, own_values, read_space, try_space, words
 from training.search.study import Study, mend, require_optuna
-from training.search.trial import train_trial
 from training.train import exclusive_run, read, try_out
 
 EXAMPLE = "python -m flows.search experiment=quick trials=20 space=default data=PATH"
@@ -33,14 +36,6 @@ def prepare(overrides: list[str], experiment: str, space_name: str, space: Space
     try_space(space_name, space, overrides, len(data.train))
     try_out(settings)
     return record.named(experiment, space_name, space, settings), own_values(space, suiting)
-
-
-# A retry, and another search for the same, resume from the last checkpoint.
-@task(task_run_name="trial {number}", **RETRIES)
-@in_words_of_the_flow(model="model={}")
-def try_settings(overrides: list[str], journal: Path, number: int, parent: str) -> None:
-    """Trains a trial, unless it is pruned, and tells the journal what it came to."""
-    train_trial(compose(overrides), journal, number, parent)
 
 
 @task(task_run_name="list the trials", **RETRIES)
@@ -69,6 +64,9 @@ def search(
     model: str = "efficientnet_lite0",
     data: str = "cifar10",
     overrides: list[str] = [],  # noqa: B006
+    runner: Runner = "in_turn",
+    cpus: Annotated[int, Field(ge=0)] = 0,
+    gpus: Annotated[int, Field(ge=0)] = 0,
 ) -> list[dict[str, Any]]:
     """Tries settings around an experiment's, and writes the best one's as an experiment of the state directory.
 
@@ -82,6 +80,9 @@ def search(
         model: an option of `training/conf/model`.
         data: `cifar10`, `digits`, or the path of pictures: a folder or an archive of classes, a CSV or Parquet file.
         overrides: further Hydra overrides of all trials; in a shell overrides='["trainer.epochs=2"]'.
+        runner: tries settings `in_turn`, side by side in `processes`, or on the nodes of a Ray cluster: `ray`.
+        cpus: that each trial takes, as a candidate of `flows.retrain`.
+        gpus: likewise.
 
     Returns:
         The trials: a row each.
@@ -97,19 +98,37 @@ def search(
             f"trainer.processes={settings.trainer.processes}: a trial is trained in one process; leave it out"
         )
     check_space(space, parameters, common)
-    name, first = prepare(common, experiment, space, parameters)
-    journal, failures = record.journal(settings, name), dict[str, Exception]()
-    with exclusive_run(settings, name):
-        mend(journal)
-        study = Study(journal)
-        study.begin(first, parameters)
-        with record.search_run(settings, name, study) as run_id:
-            while (number := study.ask(parameters, trials, settings.seed)) is not None:
-                with noted(failures, trial := f"trial {number}", but=TEMPORARY):
-                    try_settings([*common, *words(study.params(number))], journal, number, run_id)
-                if trial in failures:
-                    study.fail(number, reason(failures[trial]))
-            return conclude(run_id, name, experiment, [f"model={model}", *overrides], parameters, journal)
+    with side_by_side(runner, trials, cpus, gpus, shared=record.journal(settings, "").parent) as work:
+        name, first = prepare(common, experiment, space, parameters)
+        journal = record.journal(settings, name).absolute()
+        with exclusive_run(settings, name):
+            mend(journal)
+            study = Study(journal)
+            study.begin(first, parameters)
+
+            with record.search_run(settings, name, study) as run_id:
+
+                def begin(number: int) -> Future[None]:
+                    given = [*common, *words(study.params(number))]
+                    return work.begin(try_settings, overrides=given, journal=journal, number=number, parent=run_id)
+
+                try_each(study, lambda: study.ask(parameters, trials, settings.seed), begin, work.at_once)
+                return conclude(run_id, name, experiment, [f"model={model}", *overrides], parameters, journal)
+
+
+def try_each(study: Study, ask: Callable[[], int | None], begin: Callable[[int], Future[None]], at_once: int) -> None:
+    """Has so many trials at work at a time, until there is none to ask for; of one that fails it notes the reason."""
+    at_work, failures = dict[Future[None], int](), dict[str, Exception]()
+    while True:
+        while len(at_work) < at_once and (number := ask()) is not None:
+            at_work[begin(number)] = number
+        if not at_work:
+            return
+        number = at_work.pop(ended := first_ended(at_work))
+        with noted(failures, trial := f"trial {number}", but=TEMPORARY):
+            ended.result()
+        if trial in failures:
+            study.fail(number, reason(failures[trial]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def train_candidate(overrides: list[str], model: str, cpus: int = 0, gpus: str |
 
 # A retry, and another search for the same, resume from the last checkpoint.
 @task(task_run_name="trial {number}", **RETRIES)
-@in_words_of_the_flow()
+@in_words_of_the_flow(model="model={}")
 def try_settings(
     overrides: list[str], journal: Path, number: int, parent: str, cpus: int = 0, gpus: str | None = None
 ) -> None:
