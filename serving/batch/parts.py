@@ -3,18 +3,16 @@
 import fcntl
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import pyarrow as pa
-from pyarrow import fs, parquet
+from pyarrow import parquet
 
-from serving.batch.storage import answering, is_address, located
-from serving.model.errors import UserError
+from serving.batch.storage import is_address, located
+from serving.model.errors import RegistryError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,21 +21,19 @@ class Parts:
     """The parts of `target` that are there, in `<target>.parts/`, until they are merged.
 
     A target is a path, or an address such as s3://BUCKET/out.parquet. `schema` is that of the rows; its metadata names
-    what they were made from. `sizes` are the rows of each part. Parts of another schema or size are removed. Raises
-    UserError where `target` can't be written, or another run on this machine is writing it.
+    what they were made from. `sizes` are the rows of each part. Parts of another schema or size are removed, and a
+    damaged one is missing. Raises UserError where `target` can't be written, or another run on this machine writes it.
     """
 
     def __init__(self, target: str, schema: pa.Schema, sizes: list[int]) -> None:
         self._target = target
         self._schema = schema
         self._sizes = sizes
-        self._filesystem, self._path = located(target)
+        self._storage, self._path = located(target)
         self._directory = f"{self._path}.parts"
-        with answering(target):
-            self._lock = self._prepared()
+        self._lock = self._prepared()
         try:
-            with answering(target):
-                self.missing = self._missing()
+            self.missing = self._missing()
         except BaseException:
             self.close()
             raise
@@ -49,28 +45,25 @@ class Parts:
     def add(self, number: int, table: pa.Table) -> None:
         """Keeps a part, under the metadata of all."""
         table = table.replace_schema_metadata(self._schema.metadata)
-        with answering(self._target):
-            self._write_whole(self._part(number), partial(parquet.write_table, table))
+        write = partial(parquet.write_table, table, write_page_checksum=True)
+        self._storage.write(self._part(number), write)
         self.missing.remove(number)
 
     def merge(self) -> None:
-        """Writes all parts to `target` and removes them."""
-        with answering(self._target):
-            self._write_whole(self._path, self._write_all)
-            self._filesystem.delete_dir(self._directory)
+        """Writes all parts to `target` and removes them; RegistryError where one turns out to be damaged."""
+        self._storage.write(self._path, self._write_all)
+        self._storage.remove(self._directory)
 
     def _prepared(self) -> int | None:
-        """Makes the parts' folder; returns what locks it, where it is on this machine."""
-        if self._filesystem.get_file_info(self._path).type == fs.FileType.Directory:
+        """Makes the parts' folder on this machine, and returns what locks it; addresses need none, and have no lock."""
+        if self._storage.is_folder(self._path):
             raise UserError(f"target={self._target} is a folder; give the name of a file, such as out.parquet")
+        if is_address(self._target):
+            return None
         try:
-            self._filesystem.create_dir(self._directory)
-            if is_address(self._target):
-                return None
+            os.makedirs(self._directory, exist_ok=True)
             lock = os.open(self._directory, os.O_RDONLY)
         except OSError as error:
-            if is_address(self._target):
-                raise
             raise UserError(f"target={self._target} can't be written: {error}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,43 +73,58 @@ class Parts:
         return lock
 
     def _missing(self) -> list[int]:
-        found = self._filesystem.get_file_info(fs.FileSelector(self._directory))
-        names = {file.base_name for file in found}
-        there = [number for number in range(len(self._sizes)) if os.path.basename(self._part(number)) in names]
-        for number in there:
-            with self._opened(number) as part:
-                schema, rows = part.schema_arrow, part.metadata.num_rows
-            if not schema.equals(self._schema, check_metadata=True) or rows != self._sizes[number]:
-                log.warning("%s belongs to other pictures or another model; starting over", self._directory)
-                self._filesystem.delete_dir_contents(self._directory)
-                there = []
-                break
-        return sorted({*range(len(self._sizes))} - {*there})
+        names = {entry.name for entry in self._storage.entries(self._directory)}
+        missing = []
+        for number, size in enumerate(self._sizes):
+            try:
+                if os.path.basename(self._part(number)) in names:
+                    with self._opened(number) as part:
+                        schema, rows = part.schema_arrow, part.metadata.num_rows
+                    if schema.equals(self._schema, check_metadata=True) and rows == size:
+                        continue
+                    log.warning("%s belongs to other pictures or another model; starting over", self._directory)
+                    self._remove_all(names)
+                    return [*range(len(self._sizes))]
+            except (OSError, pa.ArrowException) as error:
+                if not _is_damage(error):
+                    raise
+                log.warning("%s is damaged, and made anew: %s", self._storage.address(self._part(number)), error)
+            missing.append(number)
+        return missing
 
-    def _opened(self, number: int) -> parquet.ParquetFile:
-        return parquet.ParquetFile(self._filesystem.open_input_file(self._part(number)))
+    def _remove_all(self, names: Iterable[str]) -> None:
+        for name in names:  # the folder is locked, and stays
+            self._storage.remove(f"{self._directory}/{name}")
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[parquet.ParquetFile]:
+        with (
+            self._storage.open(self._part(number)) as file,
+            parquet.ParquetFile(file, page_checksum_verification=True) as part,
+        ):
+            yield part
 
     def _part(self, number: int) -> str:
         return f"{self._directory}/{number:06d}.parquet"
 
-    def _write_all(self, file: BinaryIO) -> None:
+    def _write_all(self, file: IO[bytes]) -> None:
         with parquet.ParquetWriter(file, self._schema) as writer:
             for number in range(len(self._sizes)):
-                with self._opened(number) as part:
-                    writer.write_table(part.read())
+                writer.write_table(self._read(number))
 
-    def _write_whole(self, path: str, write: Callable[[BinaryIO], None]) -> None:
-        """Writes a file so that it is there whole or not at all, also after a power cut."""
-        if not is_address(self._target):
-            beside = Path(f"{path}.partial")
-            with open(beside, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            return
-        with tempfile.TemporaryFile() as whole:  # what fails while it is made must not be there in part
-            write(whole)
-            whole.seek(0)
-            with self._filesystem.open_output_stream(path) as out:
-                shutil.copyfileobj(whole, out, 2**23)
+    def _read(self, number: int) -> pa.Table:
+        try:
+            with self._opened(number) as part:
+                return part.read()
+        except (OSError, pa.ArrowException) as error:
+            if not _is_damage(error):
+                raise
+            part = self._part(number)
+            self._storage.remove(part)
+            place = self._storage.address(part)
+            raise RegistryError(f"{place} is damaged, and removed; start the run again, which makes it anew") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a file's content is wrong; what the operating system raises has a number."""
+    return not isinstance(error, MemoryError) and not getattr(error, "errno", None)

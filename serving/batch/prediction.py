@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from serving.batch import storage
 from serving.batch.cluster import Cluster
 from serving.batch.parts import Parts
 from serving.batch.scoring import Limits, Scorer
 from serving.batch.sources import Source
+from serving.batch.storage import located
 from serving.model.cpus import MAX_BATCH
 from serving.model.pictures.memory import MAX_PIXEL_BYTES
 from serving.model.predictor import Predictor
@@ -107,8 +107,8 @@ class BatchPrediction:
 
 def summary(target: Path | str) -> list[dict[str, Any]]:
     """How many pictures got which label, and how sure the model was: a row a class, then all, then those without."""
-    filesystem, path = storage.located(str(target))
-    with parquet.ParquetFile(filesystem.open_input_file(path)) as file:
+    storage, path = located(str(target))
+    with storage.open(path) as content, parquet.ParquetFile(content) as file:
         classes = json.loads(file.schema_arrow.metadata[b"classes"])
         found = np.zeros((len(classes) + 1, 5))  # pictures, their confidences, and how many are in each band
         for batch in file.iter_batches(columns=["label", "confidence"]):

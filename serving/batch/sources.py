@@ -3,20 +3,19 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow.fs import FileSystem, FileType
 
-from serving.batch import storage
+from serving.batch.storage import is_address, located
 from serving.model.errors import NoPictures, UserError
-from serving.model.pictures.files import DAMAGE, PARQUET, File, Files, open_files
-from serving.model.pictures.listing import Folder, local_folder
-from serving.model.pictures.parquet import ParquetFile, ParquetFiles
+from serving.model.pictures.files import DAMAGE, PARQUET, File, Files
+from serving.model.pictures.listing import Folder, open_files
+from serving.model.pictures.parquet import ParquetFile, ParquetFiles, Rows
+from serving.model.pictures.storage import not_seen
 
 Portion = Callable[[], Iterator[File]]
-NOT_SEEN = f"is not there on the node {os.uname().nodename}\nGive a place that every node sees, such as s3://BUCKET/..."
 
 
 class Source:
@@ -36,9 +35,8 @@ class Source:
         return len(self._files)
 
     def read_from(self, start: int) -> Iterator[File]:
-        """Yields the files from an index on."""
-        with storage.answering(self.place):
-            yield from self._files.read_from(start)
+        """The files from an index on."""
+        return self._files.read_from(start)
 
     def read(self, first: int, count: int) -> Iterator[File]:
         """Yields so many files from an index on, without going back where they follow those of the last call.
@@ -52,8 +50,11 @@ class Source:
 
     def portion(self, first: int, count: int) -> Portion:
         """What yields so many files from an index on in any process that sees the source."""
-        if isinstance(self._files, Folder):  # whose names need not be listed again
+        files = self._files
+        if isinstance(files, Folder):  # names are listed once, and handed out
             return partial(_seen, self.place, list(self.read(first, count)))
+        if isinstance(files, ParquetFile | ParquetFiles):
+            return partial(_rows, files.rows(first, count))
         return partial(_read_again, self.place, self.fingerprint, first, count)
 
 
@@ -61,12 +62,11 @@ def open_pictures(place: Path | str, setting: str) -> Source:
     """Opens a folder, a zip or tar archive, a Parquet file, or a folder of such; `setting` named the place.
 
     A place is a path, or an address such as s3://BUCKET/FOLDER. Raises NoPictures where there is nothing, UserError
-    where it is none of these, or is damaged, and RegistryError where a storage does not answer.
+    where it is none of these, is damaged or refused, and RegistryError where a storage does not answer.
     """
-    name = str(place) if storage.is_address(place) else os.path.abspath(place)
+    name = str(place) if is_address(place) else os.path.abspath(place)
     try:
-        with storage.answering(name):
-            files = _files(name, setting)
+        files = _files(name, setting)
     except (*DAMAGE, pa.ArrowException) as error:
         raise UserError(f"{setting}={place} can't be read, or is damaged:\n{error}") from error
     if not len(files):
@@ -75,40 +75,39 @@ def open_pictures(place: Path | str, setting: str) -> Source:
 
 
 def _files(place: str, setting: str) -> Files:
-    filesystem, path = storage.located(place)
-    kind = filesystem.get_file_info(path).type
-    if kind == FileType.File and _is_parquet(filesystem, path):
-        return ParquetFile(Path(path), setting, filesystem)
-    if kind != FileType.Directory and not storage.is_address(place):
-        return open_files(Path(place), setting)
-    if kind == FileType.File:
-        raise UserError(f"{setting}={place} is no Parquet file\nAt an address give a folder, or Parquet files.")
-    folder = storage.folder(place) if storage.is_address(place) else local_folder(Path(place))
-    if folder.only(".parquet"):
-        paths = [(name, storage.located(place)[1]) for name, place in folder.places()]
-        return ParquetFiles(paths, setting, filesystem, folder.fingerprint)
-    return folder
-
-
-def _is_parquet(filesystem: FileSystem, path: str) -> bool:
-    with filesystem.open_input_stream(path) as file:
-        return bool(file.read(len(PARQUET)) == PARQUET)
+    storage, path = located(place)
+    if storage.is_file(path):
+        with storage.open(path) as file:
+            is_parquet = file.read(len(PARQUET)) == PARQUET
+        if is_parquet:
+            return ParquetFile(path, setting, storage)
+        if is_address(place):
+            raise UserError(f"{setting}={place} is no Parquet file\nAt an address give a folder, or Parquet files.")
+    files = Folder(storage.entries(path), storage.read) if is_address(place) else open_files(Path(path), setting)
+    if isinstance(files, Folder) and files.only(".parquet"):
+        return ParquetFiles(files.paths(), setting, storage, files.fingerprint)
+    return files
 
 
 def _seen(place: str, files: list[File]) -> Iterator[File]:
     """The files, where this process sees their folder: else each row would say that its file is missing."""
-    if not storage.is_address(place) and not os.path.isdir(place):
-        raise UserError(f"source={place} {NOT_SEEN}")
+    if not is_address(place) and not os.path.isdir(place):
+        raise not_seen(f"source={place}")
     return iter(files)
 
 
+def _rows(rows: list[Rows]) -> Iterator[File]:
+    return chain.from_iterable(each.read() for each in rows)
+
+
 def _read_again(place: str, fingerprint: str, first: int, count: int) -> Iterator[File]:
+    """An archive's files, of which each process reads the list itself."""
     try:
         source = _opened(place)
     except NoPictures as error:
-        raise UserError(f"source={place} {NOT_SEEN}") from error
+        raise not_seen(f"source={place}") from error
     if source.fingerprint != fingerprint:
-        raise UserError(f"source={place} {NOT_SEEN}")
+        raise not_seen(f"source={place}")
     return source.read(first, count)
 
 

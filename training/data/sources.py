@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.model.errors import UserError, full_disk
-from serving.model.pictures.files import Files, guarded, is_parquet, open_files
+from serving.model.pictures.files import Files, guarded, is_parquet
+from serving.model.pictures.listing import open_files
 from training.data.layouts import SPLIT_NAMES, SPLITS, TEST, TRAIN, Place, class_name, layout_of
 
 SECONDS_WITHOUT_DATA = 30  # then a download is given up

@@ -1,9 +1,8 @@
-"""The one reader of folders, of zip and tar archives, and (by parquet.py) of Parquet files."""
+"""Files by name, and those of zip and tar archives."""
 
 import contextlib
 import hashlib
 import lzma
-import os
 import posixpath
 import stat
 import struct
@@ -15,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from serving.model.errors import NoPictures, PictureError, UserError
+from serving.model.errors import PictureError
 
 # What damaged archives and file systems raise. RuntimeError: a zip file is locked by a password.
 DAMAGE = (
@@ -74,26 +73,6 @@ class Files:
             yield in_memory(file) if self._sequential else file
 
 
-def open_files(path: Path, setting: str) -> Files:
-    """Lists the files of a folder, or of a zip or tar archive; `setting` named the path.
-
-    Raises NoPictures where there is nothing, and UserError where it is none of these, or is damaged. A file that can't
-    be read is listed, and says so.
-    """
-    if not path.exists():
-        raise NoPictures(f"{setting}={path} does not exist; give a folder, or a zip or tar archive")
-    try:
-        if path.is_dir():
-            return _folder(path)
-        if tarfile.is_tarfile(path):  # before zip: a zip file may be the last member of a tar archive
-            return _tar(path)
-        if zipfile.is_zipfile(path):
-            return _zip(path)
-    except DAMAGE as error:
-        raise UserError(f"{setting}={path} can't be read, or is damaged:\n{error}") from error
-    raise UserError(f"{setting}={path} is neither a folder nor a whole zip or tar archive")
-
-
 def is_parquet(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
@@ -111,49 +90,12 @@ def in_memory(file: File) -> File:
     return File(file.name, lambda: content)
 
 
-def stat_fingerprint(files: Iterable[tuple[str, Path]]) -> str:
-    digest = hashlib.sha256()
-    for name, path in files:
-        found = path.stat() if path.exists() else path.lstat()  # a link to nothing has a time of its own
-        digest.update(f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+def _stamp(path: Path) -> str:
+    found = path.stat()
+    return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
 
 
-def _folder(root: Path) -> Files:
-    found = sorted(walk(root), key=lambda entry: entry[0])
-    files = [(name, partial(fail, problem) if problem else path.read_bytes) for name, path, problem in found if path]
-    folders = [name for name, path, _ in found if not path]
-    return Files(files, folders, stat_fingerprint([(name, path) for name, path, _ in found if path]))
-
-
-def walk(root: Path) -> Iterator[tuple[str, Path | None, str]]:
-    """Yields what lies in a folder, in no order: its name, its path unless it is a folder, and why it can't be read.
-
-    Follows links, also to folders; what can't be entered is a file that can't be read.
-    """
-
-    def enter(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Path | None, str]]:
-        place = folder.stat().st_dev, folder.stat().st_ino
-        if place in above:
-            raise OSError("a link to a folder that it lies in")
-        with os.scandir(folder) as entries:
-            for path in (folder / entry.name for entry in entries):
-                name, problem = path.relative_to(root).as_posix(), ""
-                try:
-                    if path.is_dir() and not is_hidden(path.name):
-                        yield name, None, ""
-                        yield from enter(path, (*above, place))
-                        continue
-                    if not (path.is_file() or path.is_symlink()):
-                        problem = "it is no file"
-                except OSError as error:
-                    problem = str(error)
-                yield name, path, problem
-
-    yield from enter(root, ())
-
-
-def _zip(path: Path) -> Files:
+def zip_files(path: Path) -> Files:
     archive = zipfile.ZipFile(path)  # its read() may be called from several threads
     members = {_zip_name(member): member for member in archive.infolist()}
     if unknown := {member.compress_type for member in members.values()} - {*ZIP_METHODS}:
@@ -170,7 +112,7 @@ def _zip(path: Path) -> Files:
         return read(target)
 
     files = ((name, partial(read, name)) for name in members if not name.endswith("/"))
-    return Files(files, (name for name in members if name.endswith("/")), stat_fingerprint([("", path)]))
+    return Files(files, (name for name in members if name.endswith("/")), _stamp(path))
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
@@ -182,7 +124,7 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/")
 
 
-def _tar(path: Path) -> Files:
+def tar_files(path: Path) -> Files:
     archive = tarfile.open(path)  # noqa: SIM115 (it stays open as long as its files)
     members = [member for member in archive if not member.isdev()]
     _check_end(archive.fileobj, archive.offset)
@@ -195,7 +137,7 @@ def _tar(path: Path) -> Files:
 
     files = ((member.name, partial(read, member)) for member in members if not member.isdir())
     folders = (member.name for member in members if member.isdir())
-    return Files(files, folders, stat_fingerprint([("", path)]), sequential=True)
+    return Files(files, folders, _stamp(path), sequential=True)
 
 
 def _check_end(file: Any, offset: int) -> None:

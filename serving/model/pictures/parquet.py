@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
-from pyarrow.fs import FileSystem, LocalFileSystem
 
 from serving.model.errors import UserError
 from serving.model.pictures.files import File, Files, guarded
+from serving.model.pictures.storage import Local, Storage, not_seen
 
 
 class ParquetFile(Files):
@@ -22,22 +24,40 @@ class ParquetFile(Files):
     from 0. Raises UserError where the file is damaged, or its columns do not say which one holds the pictures.
     """
 
-    def __init__(self, path: Path, setting: str, filesystem: FileSystem | None = None) -> None:
-        filesystem = filesystem or LocalFileSystem()
-        found = filesystem.get_file_info(str(path))
-        super().__init__([], [], hashlib.sha256(f"{found.size} {found.mtime_ns}".encode()).hexdigest())
-        self._path = path
-        self._filesystem = filesystem
+    def __init__(self, path: Path | str, setting: str, storage: Storage | None = None) -> None:
+        self._path = str(path)
+        self._setting = setting
+        self._storage = storage or Local()
+        super().__init__([], [], hashlib.sha256(self._storage.stamp(self._path).encode()).hexdigest())
+        with self._readable():
+            self._table = parquet.ParquetFile(self._storage.open(self._path))
+        self._column = _image_column(self._name, self._table.schema_arrow)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._setting}={self._storage.address(self._path)}"
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            self._table = parquet.ParquetFile(filesystem.open_input_file(str(path)))
+            yield
+        except pa.ArrowMemoryError:
+            raise
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{setting}={path} can't be read, or is damaged:\n{error}") from error
-        self._column = _image_column(f"{setting}={path}", self._table.schema_arrow)
+            raise UserError(f"{self._name} can't be read, or is damaged:\n{error}") from error
 
     def __len__(self) -> int:
         return int(self._table.metadata.num_rows)
 
     def read_from(self, start: int) -> Iterator[File]:
+        with self._readable():
+            yield from self._read_from(start)
+
+    def rows(self, first: int, count: int) -> "list[Rows]":
+        """So many pictures from an index on, for other processes."""
+        return [Rows("", self._path, self._setting, self._storage, self.fingerprint, first, count)]
+
+    def _read_from(self, start: int) -> Iterator[File]:
         first = 0
         for group in range(self._table.metadata.num_row_groups):
             last = first + self._table.metadata.row_group(group).num_rows
@@ -67,39 +87,73 @@ class ParquetFile(Files):
     def _file(self, row: int, value: Any) -> File:
         image = value if isinstance(value, dict) else {"bytes": value}
         path, content = image.get("path"), image["bytes"]
-        if content is None and path and not {"..", "/"} & {*Path(path).parts}:
-            return File(path, partial(guarded, partial(_read, self._filesystem, str(self._path.parent / path))))
+        if content is None and path and not {"..", "/"} & {*PurePosixPath(path).parts}:
+            beside = self._path[: self._path.rfind("/") + 1] + path
+            return File(path, partial(guarded, partial(self._storage.read, beside)))
         return File(path or str(row), lambda: content or b"")
 
 
 class ParquetFiles(Files):
-    """The pictures of several Parquet files, one file after another: named FILE/NAME.
+    """The pictures of a folder's Parquet files, one file after another: named FILE/NAME.
 
     Raises as ParquetFile does, also while they are read.
     """
 
-    def __init__(
-        self, files: Sequence[tuple[str, str]], setting: str, filesystem: FileSystem, fingerprint: str
-    ) -> None:
+    def __init__(self, files: Iterable[tuple[str, str]], setting: str, storage: Storage, fingerprint: str) -> None:
         super().__init__([], [], fingerprint)
-        self._open = partial(ParquetFile, setting=setting, filesystem=filesystem)
-        self._rows = {file: len(self._open(Path(file[1]))) for file in files}
+        self._shards: list[Rows] = []
+        for name, path in files:
+            file = ParquetFile(path, setting, storage)
+            (rows,) = file.rows(0, len(file))
+            self._shards.append(rows._replace(above=f"{name.removesuffix('.parquet')}/"))
 
     def __len__(self) -> int:
-        return sum(self._rows.values())
+        return sum(shard.length for shard in self._shards)
 
     def read_from(self, start: int) -> Iterator[File]:
-        first = 0
-        for (name, path), rows in self._rows.items():
-            if start < first + rows:
-                pictures = self._open(Path(path)).read_from(max(start - first, 0))
-                yield from (File(f"{name.removesuffix('.parquet')}/{file.name}", file.read) for file in pictures)
-            first += rows
+        for rows in self.rows(start, len(self) - start):
+            yield from rows.read()
+
+    def rows(self, first: int, count: int) -> "list[Rows]":
+        """So many pictures from an index on, for other processes."""
+        found = []
+        for shard in self._shards:
+            begin, end = max(first, 0), min(first + count, shard.length)
+            if begin < end:
+                found.append(shard._replace(first=begin, length=end - begin))
+            first -= shard.length
+        return found
 
 
-def _read(filesystem: FileSystem, path: str) -> bytes:
-    with filesystem.open_input_stream(path) as file:
-        return bytes(file.read())
+class Rows(NamedTuple):
+    """Some pictures of a Parquet file, whose names get `above` before them. Other processes get it as it is."""
+
+    above: str
+    path: str
+    setting: str
+    storage: Storage
+    fingerprint: str
+    first: int
+    length: int
+
+    def read(self) -> Iterator[File]:
+        """Yields the pictures; raises UserError where this process does not see the same file."""
+        try:
+            file = _opened(self.path, self.setting, self.storage)
+        except FileNotFoundError as error:
+            raise self._not_seen() from error
+        if file.fingerprint != self.fingerprint:
+            raise self._not_seen()
+        for picture in islice(file.read_from(self.first), self.length):
+            yield File(self.above + picture.name, picture.read)
+
+    def _not_seen(self) -> UserError:
+        return not_seen(f"{self.setting}={self.storage.address(self.path)}")
+
+
+@lru_cache(maxsize=1)  # parts follow one another
+def _opened(path: str, setting: str, storage: Storage) -> ParquetFile:
+    return ParquetFile(path, setting, storage)
 
 
 def _image_column(file: str, schema: pa.Schema) -> str:

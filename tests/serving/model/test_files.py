@@ -12,7 +12,8 @@ import pytest
 
 from serving.batch.sources import open_pictures
 from serving.model.errors import PictureError, UserError
-from serving.model.pictures.files import Files, open_files
+from serving.model.pictures.files import Files
+from serving.model.pictures.listing import open_files
 from tests.helpers.commands import assert_raises_in_words
 
 
