@@ -16,9 +16,10 @@ import pyarrow as pa
 
 import serving
 from serving.batch.scoring import Limits, Scorer
-from serving.batch.sources import NOT_SEEN, Portion, Source
+from serving.batch.sources import Portion, Source
 from serving.model.errors import PictureError, UserError
 from serving.model.pictures.memory import give_freed_memory_back
+from serving.model.pictures.storage import not_seen
 from serving.model.precision import Precision
 from serving.model.predictor import Predictor, file_for
 from serving.model.runtime import CPU
@@ -147,4 +148,4 @@ def _require_source(job: Job) -> None:
     """Else each row would say that its file is missing."""
     (file,) = job.first()
     if job.first_hash and hash_of(file.read) != job.first_hash:
-        raise UserError(f"source={job.place} {NOT_SEEN}")
+        raise not_seen(f"source={job.place}")
