@@ -1,5 +1,6 @@
 """Sources and targets at S3's addresses, with moto's server."""
 
+import gc
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import IO
 
 import pyarrow as pa
 import pytest
+from botocore.client import BaseClient
 from pyarrow import parquet
 
 from serving.batch import prediction as batch
@@ -202,6 +204,19 @@ def test_names_are_read_as_they_are(storage: Storage, tmp_path: Path, place: str
     pictures = open_pictures(place or tmp_path, "source")
     portion = pickle.loads(pickle.dumps(pictures.portion(0, len(pictures))))
     assert {file.name: file.read().decode() for file in portion()} == {name: name for name in names}
+
+
+def test_pictures_share_a_client(storage: Storage) -> None:
+    """Each client has its own sockets, and megabytes."""
+
+    def clients() -> int:
+        gc.collect()
+        return sum(isinstance(each, BaseClient) for each in gc.get_objects())
+
+    files = [*open_pictures("s3://mlflow/pictures", "source").read_from(0)]
+    before = clients()
+    assert {file.name: file.read() for file in files} == PICTURES
+    assert clients() <= before
 
 
 def test_other_processes_open_the_files_of_their_portion_alone(tmp_path: Path) -> None:
