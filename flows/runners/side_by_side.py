@@ -29,7 +29,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from serving.batch.cluster import connect
 from serving.model.cpus import cpus as given_cpus
 from serving.model.errors import UserError, without_credentials
-from training.loop.checkpoint import checkpoints_dir
+from training.loop.checkpoint import address, checkpoints_dir
 from training.loop.devices import within
 
 RETRIES = 3  # of a task whose process or node is lost
@@ -217,11 +217,11 @@ def _on_ray(cpus: int, gpus: int, shared: Path | None) -> Iterator[Place]:
 def _addresses() -> dict[str, str]:
     """The environment that all nodes share, but for passwords; UserError where it has no servers."""
     told = {"PREFECT_API_URL": PREFECT_API_URL.value(), "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
-    for name, address in told.items():
-        if not (address or "").startswith("http"):
-            raise UserError(f"{name}={address or ''}: with runner=ray all nodes ask one server\nGive its http address.")
+    for name, server in told.items():
+        if not (server or "").startswith("http"):
+            raise UserError(f"{name}={server or ''}: with runner=ray all nodes ask one server\nGive its http address.")
     if os.environ.get("CHECKPOINTS"):
-        told["CHECKPOINTS"] = str(checkpoints_dir(Path()).absolute())
+        told["CHECKPOINTS"] = address() or str(checkpoints_dir(Path()).absolute())
     return {name: without_credentials(str(value)) for name, value in told.items()}
 
 
@@ -267,13 +267,13 @@ def _unseen(told: dict[str, str]) -> str | None:
 
     import training.train  # noqa: F401
 
+    ports = {"http": 80, "https": 443}
     for name, value in told.items():
-        address = urlsplit(value)
+        parts = urlsplit(value)
         try:
-            if address.hostname:
-                ports = {"http": 80, "https": 443}
-                socket.create_connection((address.hostname, address.port or ports[address.scheme]), 10).close()
-            elif not os.path.exists(value):
+            if parts.hostname and parts.scheme in ports:  # a storage is asked by the first who needs it
+                socket.create_connection((parts.hostname, parts.port or ports[parts.scheme]), 10).close()
+            elif "://" not in value and not os.path.exists(value):
                 return name
         except OSError:
             return name
