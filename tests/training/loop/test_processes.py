@@ -114,7 +114,7 @@ def train(
     ):
         family: list[psutil.Process] = []
         if stopped:
-            wait_until(lambda: bool(set(state.glob("runs/*/epoch-*")) - before) or parent.poll() is not None)
+            wait_until(lambda: bool(set(state.glob("runs/*/epoch-*")) - before) or parent.poll() is not None, 600)
             family = psutil.Process(parent.pid).children(recursive=True)
             workers = [each for each in family if "spawn_main" in " ".join(each.cmdline())]
             assert len(workers) == (processes if processes > 1 else 0)
