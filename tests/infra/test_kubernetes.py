@@ -26,11 +26,16 @@ MADE_BY_HAND = {"local": set(), "gpu": {"Secret mlflow", "Secret prefect"}}
 GPUS = {"local": "0", "gpu": "1"}
 
 
-def job(folder: Path, settings: dict[str, str]) -> Resource:
-    """The Job that the worker makes of a run of retrain/kubernetes, with an overlay's settings."""
+def job(folder: Path, settings: dict[str, str], flow: str = "retrain") -> Resource:
+    """The Job that the worker makes of a run of FLOW/kubernetes, with an overlay's settings."""
     worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed: make scale")
     file = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())
-    variables = yaml.safe_dump(file["definitions"]["in_kubernetes"]["work_pool"]["job_variables"])
+    (pool,) = (
+        each["work_pool"]
+        for each in file["deployments"]
+        if each["name"] == "kubernetes" and each["entrypoint"].endswith(f":{flow}")
+    )
+    variables = yaml.safe_dump(pool["job_variables"])
     variables = re.sub(r"\{\{ \$(\w+) \}\}", lambda name: settings.get(name[1], ""), variables)
     template = yaml.safe_load((folder / "job.yaml").read_text())
     kind, nobody = worker.KubernetesWorkerJobConfiguration, PrefectClient("http://127.0.0.1:9/api")  # is not asked
@@ -131,6 +136,19 @@ def test_runs_and_worker_share_image_and_volume_and_runs_have_the_overlay_s_gpus
     assert given["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     (service,) = found["service"]["containers"]
     assert str(service["resources"]["limits"].get("nvidia.com/gpu", 0)) == GPUS[overlay]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_clean_up_has_the_runs_volume_and_asks_for_no_gpu(overlay: str) -> None:
+    resources = everything(KUBERNETES, overlay)
+    settings = {**named(resources, "ConfigMap", "settings")["data"], "RUN_NAMESPACE": "cifar10-classifier"}
+    clean_up = job(KUBERNETES, settings, "clean_up")
+    assert invalid([clean_up]) == []
+    found = pods([clean_up])["run"]
+    assert found["volumes"] == pods(resources)["run"]["volumes"]
+    (container,) = found["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "0"
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in container["env"]
 
 
 def test_the_service_answers_with_a_file_where_the_overlay_says_so(changed: Path) -> None:
