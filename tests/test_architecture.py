@@ -19,6 +19,7 @@ FORBIDDEN = {
     "training": {"flows", "prefect", "serving.online", "serving.batch", "serving.settings", "serving.port", *ANSWERS},
     "training/data": {"training.model", "training.loop", "training.quality", "training.release"},
     "training/model": {"training.data", "training.loop", "training.quality", "training.release"},
+    "training/machine": {"training.data", "training.model", "training.loop", "training.quality", "training.release"},
     "training/loop": {"training.quality", "training.release"},
     "training/quality": {"training.loop", "training.release"},
 }

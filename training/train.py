@@ -24,10 +24,10 @@ from training.data.augmentation import AlbumentationsDataset, build_transform
 from training.data.pictures import Pictures
 from training.data.split import ImageData, load_data
 from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
-from training.loop.devices import in_processes, join
 from training.loop.small_data import suited
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Epoch, Trainer
+from training.machine.processes import in_processes, join
 from training.model.classifier import build_model
 from training.quality.calibration import calibrate
 from training.quality.evaluation import Evaluation, evaluate, predict, torch_classify

@@ -30,7 +30,7 @@ from serving.batch.cluster import connect
 from serving.model.cpus import cpus as given_cpus
 from serving.model.errors import UserError, without_credentials
 from training.loop.checkpoint import address, checkpoints_dir
-from training.loop.devices import within
+from training.machine.devices import within
 
 RETRIES = 3  # of a task whose process or node is lost
 SECONDS_TO_SAY_SO = 20  # for those that are cancelled, to MLflow

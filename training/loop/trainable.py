@@ -8,8 +8,8 @@ from timm.optim import create_optimizer_v2, get_optimizer_info
 from torch import nn
 
 from serving.model.errors import UserError
-from training.loop.devices import processes
 from training.loop.small_data import suited
+from training.machine.processes import processes
 from training.model.backbones import own_settings, takes_drop_path
 from training.model.classifier import ImageClassifier, build_model
 from training.settings import ModelSettings, TrainSettings

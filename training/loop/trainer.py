@@ -23,17 +23,10 @@ from serving.model.errors import UserError
 from training.data.augmentation import AlbumentationsDataset, Shuffled, epoch_seed
 from training.data.pictures import Pictures
 from training.loop.checkpoint import Checkpoints, State, Tensors, flatten_optimizer, unflatten_optimizer
-from training.loop.devices import (
-    copy_buffers_from_first,
-    depthwise_in_float32,
-    join,
-    precision,
-    prepare,
-    take_threads,
-    workers,
-)
 from training.loop.features import Features, augmented_features, plain_features
 from training.loop.optimization import AveragedWeights, Loss, build_optimizer, build_schedule, freeze, train_mode
+from training.machine.devices import depthwise_in_float32, precision, prepare, take_threads, workers
+from training.machine.processes import copy_buffers_from_first, join
 from training.model.classifier import ImageClassifier
 from training.progress import progress
 from training.settings import TrainerSettings

@@ -16,7 +16,7 @@ from tests.helpers.state import ROOT, Trained
 
 def told(*prefix: str, **environment: str) -> list[int]:
     """CPUs, batches and PyTorch's threads in a process of its own."""
-    program = "from serving.model.cpus import *; import torch; from training.loop.devices import join; join(); "
+    program = "from serving.model.cpus import *; import torch; from training.machine.processes import join; join(); "
     program += "print(cpus(), batches(), torch.get_num_threads())"
     result = subprocess.run(
         [*prefix, sys.executable, "-c", program],

@@ -18,10 +18,10 @@ from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.state import TINY
 from training.config import compose
 from training.loop.checkpoint import Checkpoints
-from training.loop.devices import precision, workers
 from training.loop.optimization import Loss
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Trainer, steps_within
+from training.machine.devices import precision, workers
 from training.model.classifier import ImageClassifier
 from training.train import build_trainer, read
 

@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 from training.config import compose
 from training.data.augmentation import AlbumentationsDataset
-from training.loop.devices import in_processes
+from training.machine.processes import in_processes
 from training.train import set_up
 
 def work(folder, last, overrides):
