@@ -15,14 +15,18 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    IncompleteReadError,
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
 )
 
 from serving.model.errors import RegistryError, UserError, without_credentials
+from serving.model.pictures.files import tidy
 from serving.model.pictures.storage import Entry
 
 TO_MEND = (
@@ -34,6 +38,9 @@ TO_MEND = (
     ValueError,
 )
 TIMED_OUT, TOO_MANY = 408, 429
+TRIES = 3  # of an object whose body breaks off, which boto3 leaves to us
+BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+SECONDS_TO_CONNECT = 10
 CONNECTIONS = 64  # more threads wait for each other; one that is idle costs nothing
 # What changes when a file does, by the names that fsspec's file systems have for it.
 STAMPS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -99,8 +106,15 @@ class S3:
 
     def _read(self, path: str, **options: str) -> bytes:
         with self._answering(path):
-            content: bytes = self._client.get_object(Bucket=self.bucket, Key=path, **options)["Body"].read()
-            return content
+            for left in reversed(range(TRIES)):
+                found = self._client.get_object(Bucket=self.bucket, Key=path, **options)
+                try:
+                    content: bytes = found["Body"].read()
+                    break
+                except BROKEN_OFF:
+                    if not left:
+                        raise
+        return content
 
     @property
     def _client(self) -> Any:
@@ -119,7 +133,8 @@ class S3:
                 raise UserError(
                     f"s3://{self.bucket} does not exist\nGive the address of a bucket that does."
                 ) from error
-            if 400 <= status < 500 and status not in (TIMED_OUT, TOO_MANY) and code != "RequestTimeout":
+            for_now = status in (TIMED_OUT, TOO_MANY) or code == "RequestTimeout" or "Throttl" in code
+            if 400 <= status < 500 and not for_now:
                 raise self._refused(path, error) from error
             raise _no_answer(self.address(path), error) from error
         except TO_MEND as error:
@@ -164,7 +179,7 @@ class Other:
             start = len(folder.rstrip("/")) + 1
             for _, _, files in self.filesystem.walk(folder, detail=True, on_error="raise"):
                 for info in files.values():
-                    yield Entry(info["name"][start:], info["name"], _stamp_of_info(info))
+                    yield Entry(tidy(info["name"][start:]), info["name"], _stamp_of_info(info))
 
     def is_file(self, path: str) -> bool:
         return self._type(path) == "file"
@@ -252,7 +267,8 @@ class Ranges(io.RawIOBase):
 @cache
 def _client(endpoint: str | None) -> Any:
     """One for all threads and buckets: each has connections of its own."""
-    return boto3.client("s3", endpoint_url=endpoint, config=Config(max_pool_connections=CONNECTIONS))
+    config = Config(max_pool_connections=CONNECTIONS, connect_timeout=SECONDS_TO_CONNECT)
+    return boto3.client("s3", endpoint_url=endpoint, config=config)
 
 
 def _stamp_of_object(found: Any) -> str:

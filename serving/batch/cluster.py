@@ -16,7 +16,7 @@ from serving.batch import node
 from serving.batch.scoring import Limits
 from serving.batch.sources import Portion, Source
 from serving.model.cpus import cpus
-from serving.model.errors import UserError
+from serving.model.errors import RegistryError, UserError
 from serving.model.predictor import Predictor
 from serving.model.runtime import CUDA
 
@@ -27,12 +27,13 @@ TRIES = 3  # of a part whose processes are killed on nodes that live on
 NODES = 10  # that may be lost with the same part
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_BE_READY = 120
+SECONDS_TO_LOOK_ROUND = 60
 
 
 class Cluster:
     """The Ray cluster at RAY_ADDRESS, or one of this machine's CPUs alone, until it is closed.
 
-    Raises UserError where Ray is not installed, or no cluster answers.
+    Raises UserError where Ray is not installed, or no cluster answers, and RegistryError where all nodes are lost.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Cluster:
 
         self.take(predictor)
         # Where only some nodes have one, all answer by their CPUs.
-        gpus = int(CUDA in predictor.providers and all(each["Resources"].get("GPU") for each in self._nodes))
+        gpus = int(CUDA in predictor.providers and all(each["Resources"].get("GPU", 0) >= 1 for each in self._nodes))
         self._at_once = sum(self._tasks_on(each["Resources"], gpus) for each in self._nodes)
         job = node.job_of(source, predictor, limits, self._files, self._hashes, self._cpus, gpus)
         self._job = [ray.put(job)], node.program()
@@ -108,8 +109,11 @@ class Cluster:
                 running[task.remote(*self._job, work[1])] = work
             if not running:
                 return
-            (done,), _ = ray.wait([*running], num_returns=1)
-            number, portion = running.pop(done)
+            ended, _ = ray.wait([*running], num_returns=1, timeout=SECONDS_TO_LOOK_ROUND)
+            if not ended:
+                self._require_a_node()
+                continue
+            number, portion = running.pop(done := ended[0])
             try:
                 table = ray.get(done)
             except RayTaskError as error:
@@ -124,6 +128,13 @@ class Cluster:
                 again.append((number, portion))
             else:
                 yield number, table
+
+    def _require_a_node(self) -> None:
+        """Ray itself would wait for one for ever."""
+        import ray
+
+        if not any(each["Alive"] and each["Resources"].get("CPU", 0) >= self._cpus for each in ray.nodes()):
+            raise RegistryError(f"no node of the Ray cluster is left that has {self._cpus} CPUs; the parts done stay")
 
     def _tasks_on(self, resources: dict[str, float], gpus: int) -> int:
         return int(min(resources["CPU"] // self._cpus, resources["GPU"] if gpus else resources["CPU"]))
@@ -159,8 +170,10 @@ def _require_ready(answer: Any, name: str) -> None:
 
 def _cause(error: Any, where: str) -> Exception:
     """What a task failed with; a node that lacks the program can't say it in its own words."""
+    from ray.exceptions import RaySystemError
+
     cause = error.cause
-    if isinstance(cause, ImportError) or "failed to import on the worker" in str(cause):
+    if isinstance(cause, ImportError | RaySystemError) or "failed to import on the worker" in str(cause):
         lines = [line.strip() for line in str(cause).splitlines() if "Error: " in line] or [str(cause)]
         return UserError(
             f"{where} can't run this program ({lines[-1]:.300})\n"

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
+import pi_heif
 import PIL
 import pyarrow as pa
 
@@ -25,6 +27,7 @@ from serving.model.predictor import Predictor, file_for
 from serving.model.runtime import CPU
 
 NODE = os.uname().nodename
+PICTURES_TO_TRY = 20
 
 
 class Job(NamedTuple):
@@ -55,9 +58,16 @@ def job_of(
 ) -> Job:
     answered_in = f"{predictor.precision} in {predictor.runtime}"
     providers = predictor.providers if gpus else (CPU,)  # OpenVINO's units are none of ONNX Runtime's
-    first = hash_of(next(source.read_from(0)).read)
+    first, first_hash = first_readable(source)
     model = files, hashes, predictor.version, providers, predictor.precision, answered_in
-    return Job(*model, limits, cpus, source.place, source.portion(0, 1), first)
+    return Job(*model, limits, cpus, source.place, first, first_hash)
+
+
+def first_readable(source: Source) -> tuple[Portion, str]:
+    """A picture of the source, and the hash of its bytes: the first of some that can be read."""
+    hashes = (hash_of(file.read) for file in islice(source.read_from(0), PICTURES_TO_TRY))
+    index, found = next(((index, found) for index, found in enumerate(hashes) if found), (0, ""))
+    return source.portion(index, 1), found
 
 
 def hash_of(read: Callable[[], bytes]) -> str:
@@ -78,8 +88,8 @@ def program() -> dict[str, str]:
     root, text = Path(serving.__path__[0]), hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         text.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    packages: dict[str, Any] = {"numpy": np, "onnxruntime": onnxruntime, "pillow": PIL, "pyarrow": pa}
-    versions = {name: str(package.__version__) for name, package in packages.items()}
+    packages: tuple[Any, ...] = np, onnxruntime, PIL, pi_heif, pa
+    versions = {package.__name__: str(package.__version__) for package in packages}
     openvino = [each.version for each in metadata.distributions(name="openvino")]
     return {"serving/ of hash": text.hexdigest()[:12], **versions, "openvino": "".join(openvino) or "none"}
 

@@ -1,5 +1,6 @@
 """Where the pictures of a batch come from, and portions of them that other processes read as well."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -15,6 +16,7 @@ from serving.model.pictures.listing import Folder, open_files
 from serving.model.pictures.parquet import ParquetFile, ParquetFiles, Rows
 from serving.model.pictures.storage import not_seen
 
+log = logging.getLogger(__name__)
 Portion = Callable[[], Iterator[File]]
 
 
@@ -84,8 +86,10 @@ def _files(place: str, setting: str) -> Files:
         if is_address(place):
             raise UserError(f"{setting}={place} is no Parquet file\nAt an address give a folder, or Parquet files.")
     files = Folder(storage.entries(path), storage.read) if is_address(place) else open_files(Path(path), setting)
-    if isinstance(files, Folder) and files.only(".parquet"):
-        return ParquetFiles(files.paths(), setting, storage, files.fingerprint)
+    if isinstance(files, Folder) and (shards := files.ending(".parquet")):
+        if others := len(files) - len(shards):
+            log.warning("%s=%s: its Parquet files alone are read, not %d other files", setting, place, others)
+        return ParquetFiles(shards, setting, storage, files.fingerprint)
     return files
 
 
@@ -103,7 +107,7 @@ def _rows(rows: list[Rows]) -> Iterator[File]:
 def _read_again(place: str, fingerprint: str, first: int, count: int) -> Iterator[File]:
     """An archive's files, of which each process reads the list itself."""
     try:
-        source = _opened(place)
+        source = _opened(place, fingerprint)
     except NoPictures as error:
         raise not_seen(f"source={place}") from error
     if source.fingerprint != fingerprint:
@@ -112,5 +116,5 @@ def _read_again(place: str, fingerprint: str, first: int, count: int) -> Iterato
 
 
 @cache
-def _opened(place: str) -> Source:
+def _opened(place: str, fingerprint: str) -> Source:  # of another fingerprint it is another one
     return open_pictures(place, "source")

@@ -58,22 +58,17 @@ class Folder(Files):
 
     @property
     def names(self) -> list[str]:
-        return [name for name, _ in self.paths()]
+        return [name for name, _, _ in self._found(0)]
 
     def read_from(self, start: int) -> Iterator[File]:
         for name, path, problem in self._found(start):
             read = partial(fail, problem) if problem else partial(self._read, os.fsdecode(path))
             yield File(name, partial(guarded, read))
 
-    def only(self, suffix: str) -> bool:
-        """Whether all names end so, and there is one."""
-        query = "SELECT count(*) FROM files WHERE name NOT LIKE ?"
-        return bool(self._count) and self._listing.execute(query, (f"%{suffix}",)).fetchone() == (0,)
-
-    def paths(self) -> Iterator[tuple[str, str]]:
-        """Name and path of each file."""
-        for name, path, _ in self._found(0):
-            yield name, os.fsdecode(path)
+    def ending(self, suffix: str) -> list[tuple[str, str]]:
+        """Names and paths of the files whose names end so."""
+        query = "SELECT name, path FROM files WHERE name LIKE ? ORDER BY name"
+        return [(name, os.fsdecode(path)) for name, path in self._listing.execute(query, (f"%{suffix}",))]
 
     def _found(self, start: int) -> Iterator[tuple[str, bytes, str]]:
         """The rows from an index on."""

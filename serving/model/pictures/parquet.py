@@ -1,5 +1,6 @@
 """Parquet files with image files' bytes in them, as Hugging Face's data sets are. Needs pyarrow."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from pyarrow import parquet
 from serving.model.errors import UserError
 from serving.model.pictures.files import File, Files, guarded
 from serving.model.pictures.storage import Local, Storage, not_seen
+
+OUTAGES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of a disk, or a file system of the network
 
 
 class ParquetFile(Files):
@@ -44,6 +47,8 @@ class ParquetFile(Files):
         except pa.ArrowMemoryError:
             raise
         except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) in OUTAGES:
+                raise
             raise UserError(f"{self._name} can't be read, or is damaged:\n{error}") from error
 
     def __len__(self) -> int:
@@ -139,7 +144,7 @@ class Rows(NamedTuple):
     def read(self) -> Iterator[File]:
         """Yields the pictures; raises UserError where this process does not see the same file."""
         try:
-            file = _opened(self.path, self.setting, self.storage)
+            file = _opened(self.path, self.setting, self.storage, self.fingerprint)
         except FileNotFoundError as error:
             raise self._not_seen() from error
         if file.fingerprint != self.fingerprint:
@@ -152,7 +157,7 @@ class Rows(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # parts follow one another
-def _opened(path: str, setting: str, storage: Storage) -> ParquetFile:
+def _opened(path: str, setting: str, storage: Storage, fingerprint: str) -> ParquetFile:  # of another one anew
     return ParquetFile(path, setting, storage)
 
 

@@ -69,22 +69,38 @@ class Local:
             yield from self._below(Path(folder), Path(folder), ())
 
     def _below(self, root: Path, folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        place = folder.stat().st_dev, folder.stat().st_ino
-        if place in above:
-            raise OSError("a link to a folder that it lies in")
+        above = (*above, _place(folder))
         with os.scandir(folder) as found:
             for path in (folder / entry.name for entry in found):
-                name, problem = tidy(path.relative_to(root).as_posix()), ""
+                name, stamp, problem = tidy(path.relative_to(root).as_posix()), "", ""
                 try:
                     if path.is_dir() and not is_hidden(path.name):
                         yield Entry(name, "", "")
-                        yield from self._below(root, path, (*above, place))
-                        continue
-                    if not (path.is_file() or path.is_symlink()):
+                        if not (problem := _obstacle(path, above)):
+                            yield from self._below(root, path, above)
+                            continue
+                    elif not (path.is_file() or path.is_symlink()):
                         problem = "it is no file"
-                except OSError as error:
+                    stamp = self.stamp(str(path))
+                except FileNotFoundError:  # it was there a moment ago
+                    continue
+                except PermissionError as error:
                     problem = str(error)
-                yield Entry(name, str(path), self.stamp(str(path)), problem)
+                yield Entry(name, str(path), stamp, problem)
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _obstacle(folder: Path, above: tuple[tuple[int, int], ...]) -> str:
+    """Why a folder can't be entered; empty: it can."""
+    try:
+        os.scandir(folder).close()
+    except PermissionError as error:
+        return str(error)
+    return "a link to a folder that it lies in" if _place(folder) in above else ""
 
 
 def not_seen(place: str) -> UserError:

@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -22,7 +21,7 @@ from serving.batch.sources import open_pictures
 from serving.model.errors import UserError
 from serving.model.pictures.decoding import decode
 from serving.model.predictor import Predictor
-from tests.helpers.commands import assert_raises_in_words
+from tests.helpers.commands import assert_user_error
 from tests.helpers.pictures import encoded, photograph
 from tests.helpers.state import ROOT, Trained
 from tests.helpers.waiting import wait_until
@@ -207,22 +206,39 @@ def test_folder_archive_and_parquet_give_the_same_rows(mixed: Path, predictor: P
     assert plain.drop_columns("name").slice(0, len(names)).equals(expected.drop_columns("name"))
 
 
-def test_out_of_memory_is_no_broken_picture(image_folder: Path, predictor: Predictor, tmp_path: Path) -> None:
+# In a process of its own: what other tests have freed would be memory, too.
+WITH_LITTLE_MEMORY = """
+import sys
+
+import psutil
+
+from serving.batch.prediction import BatchPrediction
+from serving.batch.sources import open_pictures
+from serving.model.errors import exit_in_words
+from serving.model.predictor import Predictor
+
+predictor, process = Predictor(sys.argv[1]), psutil.Process()
+process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 100_000_000, psutil.RLIM_INFINITY))
+with exit_in_words():
+    with BatchPrediction(open_pictures(sys.argv[2], "source"), predictor, sys.argv[3], 50_000_000) as prediction:
+        for _ in prediction.run():
+            pass
+"""
+
+
+def test_out_of_memory_is_no_broken_picture(
+    image_folder: Path, trained: Trained, predictor: Predictor, tmp_path: Path
+) -> None:
     """The run stops with words, and when there is memory again it has an answer to every picture."""
     (image_folder / "large.png").write_bytes(photograph(7000, 7000))
     (image_folder / "large.webp").write_bytes(photograph(7000, 7000, "WEBP", method=0))
-
-    def run() -> None:
-        source = open_pictures(image_folder, "source")
-        with BatchPrediction(source, predictor, tmp_path / "out.parquet", 50_000_000) as prediction:
-            for _ in prediction.run():
-                pass
-
-    process = psutil.Process()
-    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 20_000_000, psutil.RLIM_INFINITY))
-    try:
-        assert_raises_in_words(UserError, run, "large.", "not enough memory", "SERVING_MAX_PIXELS")
-    finally:
-        process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
-    run()
+    arguments = trained.onnx, image_folder, tmp_path / "out.parquet"
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *map(str, arguments)]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # each thread's own would take addresses beforehand
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert_user_error(result, "large.", "not enough memory", "SERVING_MAX_PIXELS")
+    source = open_pictures(image_folder, "source")
+    with BatchPrediction(source, predictor, tmp_path / "out.parquet", 50_000_000) as prediction:
+        for _ in prediction.run():
+            pass
     assert set(parquet.read_table(tmp_path / "out.parquet")["error"].to_pylist()) == {None}

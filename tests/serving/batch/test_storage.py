@@ -20,6 +20,7 @@ from serving.batch.prediction import BatchPrediction, summary
 from serving.batch.sources import open_pictures
 from serving.batch.storage import located
 from serving.model.errors import NoPictures, RegistryError, UserError
+from serving.model.pictures.storage import Local
 from serving.model.predictor import Predictor
 from tests.helpers.commands import assert_raises_in_words
 from tests.helpers.pictures import png
@@ -232,6 +233,32 @@ def test_other_processes_open_the_files_of_their_portion_alone(tmp_path: Path) -
     os.utime(tmp_path / "1.parquet", (0, 0))
     assert_raises_in_words(UserError, lambda: [*both()], "0.parquet", "is not there on the node")
     assert_raises_in_words(UserError, lambda: [*one()], "1.parquet", "is not there on the node")
+
+
+def test_what_is_removed_while_a_folder_is_listed_takes_nothing_with_it(folder: Path) -> None:
+    """An upload's temporary file, say."""
+    entries = Local().entries(str(folder))
+    listed = {next(entries).name, next(entries).name}  # a folder, and a file in it
+    (inside,) = {Path(name).parent for name in listed} - {Path()}
+    gone = next(path for path in (folder / inside).iterdir() if path.relative_to(folder).as_posix() not in listed)
+    gone.unlink()
+    listed |= {entry.name for entry in entries}
+    assert {*PICTURES} - listed == {gone.relative_to(folder).as_posix()}
+
+
+def test_a_parquet_file_that_is_written_anew_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/_SUCCESS").touch()  # as Spark leaves it
+
+    def names() -> list[str]:
+        source = open_pictures(tmp_path / "source", "source")
+        return [file.name for file in source.portion(0, len(source))()]
+
+    for count in (1, 3):
+        column = pa.array([b"picture"] * count)
+        parquet.write_table(pa.table({"image": column}), tmp_path / "source/0.parquet")
+        assert names() == [f"0/{row}" for row in range(count)]
+    assert "not 1 other files" in caplog.text
 
 
 def test_paths_need_not_be_utf_8(folder: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_old_gpus_train_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.cuda, "is_bf16_supported", lambda including_emulation=True, e=emulated: including_emulation or not e
         )
         assert precision("auto") == expected
-    assert workers("auto", 1) == max(0, cpus() - 1)
+    assert workers("auto") == cpus() - 1
 
 
 def test_layers_learn_the_slower_the_further_they_are_from_the_head() -> None:
