@@ -17,7 +17,7 @@ from filelock import Timeout
 from rich.syntax import Syntax
 from safetensors.torch import save
 
-from serving.model.errors import UserError, without_credentials
+from serving.model.errors import RegistryError, UserError, without_credentials
 from training import tracking
 from training.config import hydra_command
 from training.data.augmentation import AlbumentationsDataset, build_transform
@@ -123,21 +123,25 @@ def _try_out(settings: TrainSettings) -> None:
     train, validation = (split.subset(first[: len(split)]) for split in (data.train, data.validation))
     one_step = settings.trainer.model_copy(update={"steps": 1, "minutes": None})
     next(build_trainer(settings.model_copy(update={"trainer": one_step}), data, train, validation).fit())
+    clear_device_cache(garbage_collection=True)  # other processes may train on this GPU next
 
 
-def train(settings: TrainSettings) -> str:
-    """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id."""
-    return in_processes(settings.trainer.processes, _train, settings)
+def train(settings: TrainSettings, patience: float = 0) -> str:
+    """Trains, evaluates on the test set, and tracks all of it in MLflow; returns the MLflow run's id.
+
+    `patience` is for how many seconds it waits where this exact run is in progress still.
+    """
+    return in_processes(settings.trainer.processes, _train, settings, patience)
 
 
-def _train(settings: TrainSettings) -> str:
+def _train(settings: TrainSettings, patience: float) -> str:
     run = set_up(settings)
     if not run.trainer.accelerator.is_main_process:
         for _ in run.trainer.fit():  # the first process evaluates and tracks for all
             pass
         return run.checkpoints.run_id or ""
     settings, data, trainer = run.settings, run.data, run.trainer
-    with tracked(run) as (run_id, epochs):
+    with tracked(run, patience) as (run_id, epochs):
         for _ in epochs:
             pass
         batch_size = settings.evaluation_batch_size
@@ -148,16 +152,16 @@ def _train(settings: TrainSettings) -> str:
         weights = {name: tensor.contiguous() for name, tensor in trainer.classifier.state_dict().items()}
         tracking.log_file(run_id, tracking.WEIGHTS_FILE, save(weights))
         log_evaluation(run_id, settings, data, evaluation)
-    run.checkpoints.remove()
+    remove_checkpoints(run)
     log.info(f"test accuracy {evaluation.metrics['accuracy']:.2%} on {len(data.test)} pictures; MLflow run {run_id}")
     return run_id
 
 
 @contextmanager
-def tracked(run: Run) -> Iterator[tuple[str, Iterator[Epoch]]]:
+def tracked(run: Run, patience: float = 0) -> Iterator[tuple[str, Iterator[Epoch]]]:
     """The MLflow run, which goes on where it was interrupted, and the epochs that are left, kept there as they come."""
     checkpoints = run.checkpoints
-    with exclusive_run(run.settings, run.key):
+    with exclusive_run(run.settings, run.key, patience):
         checkpoints.fetch()
         unfinished = checkpoints.run_id if run.settings.trainer.resume == "auto" else None
         with (
@@ -203,12 +207,23 @@ def tell_where_to_go_on(checkpoints: Checkpoints, epochs: int) -> None:
     mlflow.set_tag(tracking.DESCRIPTION, message)
 
 
+def remove_checkpoints(run: Run) -> None:
+    """Removes those of a run that has ended, which is not undone where their storage does not answer."""
+    try:
+        run.checkpoints.remove()
+    except RegistryError as error:
+        log.warning("%s; its checkpoints stay there", error)
+
+
 @contextmanager
-def exclusive_run(settings: TrainSettings, key: str) -> Iterator[None]:
-    """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first."""
+def exclusive_run(settings: TrainSettings, key: str, patience: float = 0) -> Iterator[None]:
+    """Refuses a second run of the same key at the same time, which would write over the checkpoints of the first.
+
+    After so many seconds of `patience`.
+    """
     lock = run_lock(settings.state_dir, key)
     try:
-        with lock:
+        with lock.acquire(timeout=patience):
             yield
     except Timeout as error:
         message = (

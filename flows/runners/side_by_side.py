@@ -36,6 +36,8 @@ RETRIES = 3  # of a task whose process or node is lost
 SECONDS_TO_SAY_SO = 20  # for those that are cancelled, to MLflow
 STOPPED = "it was stopped with its flow"
 
+_at_work = False  # whether this process is within `own`
+
 Runner = Literal["in_turn", "processes", "ray"]
 Run = Callable[[Task[..., Any], dict[str, Any]], Any]
 
@@ -96,6 +98,8 @@ def side_by_side(runner: Runner, count: int, cpus: int, gpus: int, shared: Path 
 @contextmanager
 def own(cpus: int, gpus: str | None) -> Iterator[None]:
     """Lets a task take what it was given by `begin`, which its process has alone."""
+    global _at_work
+    _at_work = True
     try:
         with within(cpus, gpus):
             yield
@@ -105,6 +109,8 @@ def own(cpus: int, gpus: str | None) -> Iterator[None]:
         if gpus is None:
             raise
         raise RuntimeError(STOPPED) from error  # Prefect would wait for ever for a process with what is no Exception
+    finally:
+        _at_work = False
 
 
 def first_ended(begun: Collection[Future[Any]]) -> Future[Any]:
@@ -129,6 +135,7 @@ def _in_processes(count: int, cpus: int, gpus: int) -> Iterator[Place]:
             free.put("")
     # Its end, by whatever, is that of the flow.
     flow_s_end, flow_lives = multiprocessing.Pipe(duplex=False)
+    os.register_at_fork(after_in_child=flow_lives.close)  # a data loader's worker may outlive the flow
 
     def run(task: Task[..., Any], parameters: dict[str, Any]) -> Any:
         devices_of_it = free.get()
@@ -156,6 +163,8 @@ def _begin_process(flow_s_end: Connection) -> None:
     """A process that is told to stop does what is done then; nobody tells it where the flow was killed."""
 
     def stop(number: int, frame: object) -> None:
+        if not _at_work:  # Prefect's own work, as waiting for a retry: nothing is to be done then
+            os._exit(128 + number)
         raise TerminationSignal(number)
 
     def end_with_the_flow() -> None:
@@ -165,6 +174,7 @@ def _begin_process(flow_s_end: Connection) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the flow tells
     threading.Thread(target=end_with_the_flow, daemon=True).start()
 
 
@@ -180,18 +190,22 @@ def _on_ray(cpus: int, gpus: int, shared: Path | None) -> Iterator[Place]:
         from prefect_ray.context import remote_options
         from ray.exceptions import RayError, RayTaskError
 
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         room = [(int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))) for node in nodes]
         gpus = gpus or min(1, max((of_a_node for _, of_a_node in room), default=0))
         room = [each for each in room if each[1] >= gpus] or room
         _require_room(cpus, gpus, *max(room, default=(0, 0)))
-        cpus = cpus or min(all_cpus // max(1, all_gpus // gpus if gpus else 1) for all_cpus, all_gpus in room)
+        shares = (all_cpus // max(1, all_gpus // gpus if gpus else 1) for all_cpus, all_gpus in room)
+        cpus = cpus or max(1, min(shares))
         _require_that_nodes_can(ray, nodes, told | ({"STATE_DIR": str(shared.absolute())} if shared else {}))
         begun: list[Any] = []
+        stopped = threading.Event()
 
         def run(task: Task[..., Any], parameters: dict[str, Any]) -> Any:
             future = runner.submit(task, {**parameters, "cpus": cpus})
             begun.append(future.wrapped_future)
+            if stopped.is_set():
+                ray.cancel(future.wrapped_future)
             try:
                 return future.result()
             except RayTaskError:
@@ -200,6 +214,7 @@ def _on_ray(cpus: int, gpus: int, shared: Path | None) -> Iterator[Place]:
                 raise _lost(str(error).splitlines()[0]) from error
 
         def stop() -> None:
+            stopped.set()
             for force in (False, True):  # at first as Ctrl-C does it
                 _, at_work = ray.wait(begun, num_returns=len(begun), timeout=0) if begun else ([], [])
                 for each in at_work:

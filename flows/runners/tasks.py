@@ -10,6 +10,8 @@ from training.config import compose
 from training.search.trial import train_trial
 from training.train import train
 
+PATIENCE = 45  # seconds in which the processes of one that was killed beside others end
+
 
 # A retry resumes from the last checkpoint.
 @task(task_run_name="train {model}", **RETRIES)
@@ -17,7 +19,7 @@ from training.train import train
 def train_candidate(overrides: list[str], model: str, cpus: int = 0, gpus: str | None = None) -> str:
     """Trains and evaluates one model, on so many CPUs and these GPUs where it has its own; returns its MLflow run."""
     with own(cpus, gpus):
-        return train(compose([*overrides, f"model={model}"]))
+        return train(compose([*overrides, f"model={model}"]), PATIENCE if cpus else 0)
 
 
 # A retry, and another search for the same, resume from the last checkpoint.
@@ -28,4 +30,4 @@ def try_settings(
 ) -> None:
     """Trains a trial, unless it is pruned, and tells the journal what it came to."""
     with own(cpus, gpus):
-        train_trial(compose(overrides), journal, number, parent)
+        train_trial(compose(overrides), journal, number, parent, PATIENCE if cpus else 0)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import torch
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.sorting import LogSort
+from prefect.client.schemas.filters import LogFilter, LogFilterTimestamp
 from prefect.settings import PREFECT_API_URL
 
 from flows.retrain import retrain
@@ -102,29 +103,33 @@ def candidates() -> dict[str, psutil.Process]:
     return found
 
 
-def resumptions() -> int:
-    """How often the latest runs' logs say that one goes on."""
+def has_resumed(since: datetime) -> bool:
+    """Whether a run's log says that it goes on."""
     with get_client(sync_client=True) as api:
-        logs = api.read_logs(limit=200, sort=LogSort.TIMESTAMP_DESC)
-    return sum("resuming from the checkpoint of epoch" in entry.message for entry in logs)
+        logs = api.read_logs(LogFilter(timestamp=LogFilterTimestamp(after_=since)), limit=200)
+    return any("resuming from the checkpoint of epoch" in entry.message for entry in logs)
 
 
 def test_a_killed_process_costs_nothing_and_the_outcome_is_that_of_one_after_another(
     state: Path, one_after_another: Outcome
 ) -> None:
-    def kill_one() -> int:
-        wait_until(lambda: bool(checkpoints(state / "runs")))
-        process = candidates()[checkpoints(state / "runs").pop()]
-        process.kill()
-        return process.pid
+    def with_checkpoints() -> list[psutil.Process]:
+        begun = checkpoints(state / "runs")
+        return [process for key, process in candidates().items() if key in begun]
 
-    before = resumptions()
+    def kill_one() -> int:
+        found: list[psutil.Process] = []
+        wait_until(lambda: bool(found.extend(with_checkpoints()) or found), 300)
+        found[0].kill()
+        return found[0].pid
+
+    begin = datetime.now(UTC)
     with ThreadPoolExecutor(1) as threads:
         killed = threads.submit(kill_one)
         outcome, _ = trained("processes")
         assert killed.result() != os.getpid()
     assert outcome == one_after_another
-    wait_until(lambda: resumptions() > before)
+    wait_until(lambda: has_resumed(begin))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -190,12 +195,12 @@ def test_a_lost_node_costs_nothing(state: Path, one_after_another: Outcome, monk
             wait_until(its_candidate_has_a_checkpoint, 300)
             nodes.lose_one()
 
-        before = resumptions()
+        begin = datetime.now(UTC)
         lost = threads.submit(lose_one)
         outcome, _ = trained("ray")
         lost.result()
         assert outcome == one_after_another
-        wait_until(lambda: resumptions() > before)
+        wait_until(lambda: has_resumed(begin))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
         assert_raises_in_words(
             UserError, lambda: retrain(**GIVEN, runner="ray"), "MLFLOW_TRACKING_URI=http://127", "does not see it"

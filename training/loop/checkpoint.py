@@ -59,13 +59,17 @@ class Checkpoints:
         """Gets what is at the address, from whichever machine; a checkpoint that is not whole there is left out."""
         if not self._address:
             return
-        self._remove_here()
-        self.directory.mkdir(parents=True)
-        with self._answering() as storage:
-            storage.download_artifacts("", str(self.directory))
-        for path in self.directory.glob("epoch-*"):
-            if not (path / STATE).exists():
-                shutil.rmtree(path)
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.directory.parent, prefix=".") as partial:
+            whole = Path(partial, "whole")
+            whole.mkdir()
+            with self._answering() as storage:
+                storage.download_artifacts("", str(whole))
+            for path in whole.glob("epoch-*"):
+                if not (path / STATE).exists():
+                    shutil.rmtree(path)
+            self._remove_here()
+            whole.rename(self.directory)
 
     def save(self, epoch: int, best_epoch: int, tensors: Tensors, rest: State) -> None:
         """Writes the checkpoint of `epoch` and removes those that are neither the last nor the best."""

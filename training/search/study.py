@@ -115,7 +115,13 @@ class Study:
     def prune(self, number: int) -> None:
         self.study.tell(number, state=TrialState.PRUNED)
 
+    def is_finished(self, number: int) -> bool:
+        return bool(self.trials[number].state.is_finished())
+
     def fail(self, number: int, reason: str) -> None:
+        """Notes why a trial has failed, unless it had ended before."""
+        if self.is_finished(number):
+            return
         self._trial(number).set_user_attr(REASON, reason)
         self.study.tell(number, state=TrialState.FAIL)
 
