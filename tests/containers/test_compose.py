@@ -209,7 +209,7 @@ def test_no_secret_has_a_default() -> None:
     variables = set(re.findall(r"\$\{(\w+):-", (INFRA / "compose.yaml").read_text()))
     ports = {"PORT", "MLFLOW_PORT", "PREFECT_PORT", "GRAFANA_PORT"}
     engine, mlflow = {"ENGINE_SOCKET", "ENGINE_GROUP"}, {"MLFLOW_ALLOWED_HOST"}
-    model = {"MODEL_NAME", "SERVING_PRECISION", "SERVING_PROVIDERS", "SERVING_MAX_BATCH"}
+    model = {"MODEL_NAME", "CHECKPOINTS", "RAY_ADDRESS", "SERVING_PRECISION", "SERVING_PROVIDERS", "SERVING_MAX_BATCH"}
     assert variables == {*ports, *engine, *mlflow, *model}
 
 
