@@ -233,7 +233,7 @@ def test_the_deployments_run_on_a_process_worker(worker: Server, tmp_path: Path,
     assert parquet.read_metadata(target).num_rows == 24
 
     pytest.importorskip("optuna", reason="make scale")
-    asked = watched(worker, "search/local", "trials=1", "data=digits", f"overrides={overrides}")
+    asked = watched(worker, "search/local", "trials=1", "data=digits", f"overrides={json.dumps(TINY_OVERRIDES)}")
     assert asked.returncode == 0, asked.stdout + asked.stderr + worker.log.read_text()
     (experiment,) = tracking.state_dir().glob("experiment/*.yaml")
     assert f"python -m training.train experiment={experiment.stem}" in asked.stdout, "the run's log says how to go on"
