@@ -142,6 +142,21 @@ def asked(journal: Path, seed: int = 1) -> tuple[int | None, dict[str, object]]:
     return number, {} if number is None else study.params(number)
 
 
+def test_a_trial_that_has_ended_is_neither_trained_again_nor_failed(tmp_path: Path) -> None:
+    """Its task was tried again after it had told the journal, as where checkpoints could not be removed."""
+    pytest.importorskip("optuna", reason="make scale")
+    from training.search.study import Study
+    from training.search.trial import train_trial
+
+    journal = tmp_path / "ended.journal"
+    number, _ = asked(journal)
+    assert number == 0
+    Study(journal).complete(0, 0.5)
+    train_trial(compose([*TINY]), journal, 0, "no run")
+    Study(journal).fail(0, "a reason")
+    assert Study(journal).trials[0].value == 0.5
+
+
 def test_a_search_that_is_started_again_draws_nothing_twice(tmp_path: Path) -> None:
     """Each trial by a start of its own, every other one killed at work, beside one start for all."""
     pytest.importorskip("optuna", reason="make scale")
