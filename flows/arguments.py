@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from serving.model.errors import UserError, exit_in_words, without_credentials
+from serving.model.errors import UserError, exit_in_words, first_line, without_credentials
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def arguments(function: Callable[..., Any] | Flow[..., Any], words: Sequence[str
         try:
             values[name] = TypeAdapter(kinds[name]).validate_python(_parsed(kinds[name], word, text))
         except (HydraException, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
             raise UserError(f"{word}: {reason}") from error
     missing = [
         name for name in parameters if name not in values and parameters[name].default is inspect.Parameter.empty

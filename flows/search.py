@@ -18,9 +18,8 @@ from serving.model.errors import UserError
 from training import tracking
 from training.config import compose
 from training.loop.candidates import noted, reason
-from training.loop.trainable import check_trainable
 from training.search import outcome, record
-from training.search.space import Space, check_space, own_values, read_space, try_space, words
+from training.search.space import Space, check_space, check_trial, own_values, read_space, try_space, words
 from training.search.study import Study, mend, require_optuna
 from training.train import exclusive_run, read, try_out
 
@@ -92,11 +91,7 @@ def search(
     if removed := next((word for word in overrides if word.startswith("~")), ""):
         raise UserError(f"{removed}: an experiment can't take out what another has; give a value instead, such as p=0")
     settings, parameters = compose(common), read_space(space)
-    check_trainable(settings)
-    if settings.trainer.processes != 1:
-        raise UserError(
-            f"trainer.processes={settings.trainer.processes}: a trial is trained in one process; leave it out"
-        )
+    check_trial(settings)
     check_space(space, parameters, common)
     with side_by_side(runner, trials, cpus, gpus, shared=record.journal(settings, "").parent) as work:
         name, first = prepare(common, experiment, space, parameters)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flows.arguments import run_command
 from flows.retrain import data_overrides, retrain
-from serving.model.errors import UserError
+from serving.model.errors import UserError, first_line
 from serving.model.registry import registered_name
 from serving.port import check_port
 from serving.running import running
@@ -65,7 +65,7 @@ def downloaded_or_digits(state_dir: Path) -> str:
         next(sources.cifar10(str(state_dir / "downloads")))
         return "cifar10"
     except UserError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         console.print(f"{reason} Going on with scikit-learn's handwritten digits instead.", style="yellow")
         return "digits"
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from serving.model.errors import UserError, exit_in_words
+from serving.model.errors import UserError, exit_in_words, first_line
 from training.model.backbones import own_settings
 from training.settings import Settings, Text, TrainSettings
 from training.tracking import state_dir
@@ -171,6 +171,6 @@ def _explanation(error: Exception) -> str:
         chosen = re.sub(r".*Could not find '(\w+)/(.*)'", r"\1=\2: there is no such \1", lines[0])
         return f"{chosen}\nChoose one of: {', '.join(sorted(options))}"
     if error.__cause__ and lines[0].startswith("Error merging override"):
-        lines[0] += f": {str(error.__cause__).splitlines()[0]}"
+        lines[0] += f": {first_line(error.__cause__)}"
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{first}\nThe keys are in training/conf/; --help lists them with their defaults."

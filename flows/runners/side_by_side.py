@@ -28,7 +28,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from serving.batch.cluster import connect
 from serving.model.cpus import cpus as given_cpus
-from serving.model.errors import UserError, without_credentials
+from serving.model.errors import UserError, first_line, without_credentials
 from training.loop.checkpoint import address, checkpoints_dir
 from training.machine.devices import within
 
@@ -211,7 +211,7 @@ def _on_ray(cpus: int, gpus: int, shared: Path | None) -> Iterator[Place]:
             except RayTaskError:
                 raise
             except RayError as error:
-                raise _lost(str(error).splitlines()[0]) from error
+                raise _lost(first_line(error)) from error
 
         def stop() -> None:
             stopped.set()

@@ -16,7 +16,7 @@ from serving.batch import node
 from serving.batch.scoring import Limits
 from serving.batch.sources import Portion, Source
 from serving.model.cpus import cpus
-from serving.model.errors import RegistryError, UserError
+from serving.model.errors import RegistryError, UserError, first_line
 from serving.model.predictor import Predictor
 from serving.model.runtime import CUDA
 
@@ -141,7 +141,7 @@ class Cluster:
 
 
 def _require_less(times: int, most: int, number: int, what: str, error: Exception) -> None:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     log.warning("part %06d %s: %s", number, what, reason)
     if times >= most:
         raise UserError(
@@ -162,7 +162,7 @@ def _require_ready(answer: Any, name: str) -> None:
     except (NodeDiedError, TaskUnschedulableError) as error:  # the others go on
         log.warning("the node %s is lost: %s", name, error)
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"the node {name} can't load the model: its process died ({reason:.300})\nGive it more memory."
         ) from error
@@ -220,7 +220,7 @@ def _require_answer(address: str) -> None:
 
 
 def _no_answer(address: str, error: BaseException) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UserError(
         f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})\n"
         "Give the address of one, such as HOST:6379 on a node of it, or unset it to use this machine alone."

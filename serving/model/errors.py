@@ -34,6 +34,11 @@ def without_credentials(text: str) -> str:
     return text
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class WordedError(Exception):
     """An error whose message is for people, wherever it ends up: no credential is in it, whatever it was made from."""
 

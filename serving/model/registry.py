@@ -18,7 +18,15 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from serving.model.contract import MODEL_FILE
-from serving.model.errors import ModelError, NoRegistry, RegistryError, UserError, exit_in_words, without_credentials
+from serving.model.errors import (
+    ModelError,
+    NoRegistry,
+    RegistryError,
+    UserError,
+    exit_in_words,
+    first_line,
+    without_credentials,
+)
 
 DEFAULT_NAME = "image-classifier"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -244,7 +252,7 @@ def named_error(error: Exception, what: str) -> ModelError | RegistryError:
     """What an error of MLflow, its database, its storage or the network between means to people."""
     import mlflow
 
-    reason, uri = (str(error).strip() or type(error).__name__).splitlines()[0], mlflow.get_tracking_uri()
+    reason, uri = first_line(error), mlflow.get_tracking_uri()
     if getattr(error, "error_code", None) in NOT_THERE:
         return ModelError(f"{what} is not in the registry at {uri} ({reason}); make demo trains and registers a model")
     return RegistryError(f"{what} can't be fetched: the registry at {uri} or its storage does not answer ({reason})")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serving.model.errors import RegistryError, UserError
+from serving.model.errors import RegistryError, UserError, first_line
 from serving.model.registry import file_lock
 
 Tensors = dict[str, dict[str, Tensor]]  # by file, then by name
@@ -160,7 +160,7 @@ class Checkpoints:
         try:
             yield get_artifact_repository(self._address)
         except Exception as error:  # each storage has its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise RegistryError(f"CHECKPOINTS: {self._address} can't be reached ({reason})") from error
 
     def _path(self, epoch: int) -> Path:

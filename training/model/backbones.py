@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from timm.models import PretrainedCfg
 from torch import nn
 
-from serving.model.errors import UserError, WeightsError
+from serving.model.errors import UserError, WeightsError, first_line
 
 # The models whose ImageNet weights are on the package index: the package, and what in it knows the file.
 PACKAGES = {
@@ -92,7 +92,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub's client and what is below it each raise their own
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise WeightsError(
             f"the weights of {name} can't be fetched from timm's hub ({type(error).__name__}: {reason:.120}).\n"
             "Choose a local checkpoint (model.weights=FILE), random weights (model.weights=none) "
@@ -111,7 +111,7 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
         )
         model.reset_classifier(0)
     except Exception as error:  # torch, safetensors and timm each raise their own for a file that does not fit
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"model.weights={path} is not a checkpoint of {name} ({reason:.120})") from error
     for tensor_name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():

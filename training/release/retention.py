@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import create_engine
 from sqlalchemy.exc import ArgumentError
 
-from serving.model.errors import RegistryError, UserError
+from serving.model.errors import RegistryError, UserError, first_line
 from serving.model.registry import NOT_THERE, named_error
 from training import tracking
 from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
@@ -119,7 +119,7 @@ def free_runs(
             if model.source_run_id in sizes:
                 client.delete_logged_model(model.model_id)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RegistryError(f"MLflow's runs can't be cleaned up now ({reason})") from error
     if sizes and database and not dry_run:
         collect(sizes, database)
@@ -190,7 +190,7 @@ def collect(run_ids: Collection[str], database: str) -> None:
             f"{DATABASE} is no address of a database ({error}); give postgresql://USER:PASSWORD@HOST/NAME"
         ) from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if getattr(error, "error_code", None) in NOT_THERE:
             message = f"{DATABASE} is not the database of the MLflow server at {mlflow.get_tracking_uri()} ({reason})"
             raise UserError(

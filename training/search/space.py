@@ -76,8 +76,15 @@ def as_json(space: Space) -> dict[str, Any]:
     }
 
 
+def check_trial(settings: TrainSettings) -> None:
+    """What `check_trainable` does, for a training that is one of many: it has one process."""
+    check_trainable(settings)
+    if (processes := settings.trainer.processes) != 1:
+        raise UserError(f"trainer.processes={processes}: a trial is trained in one process; leave it out")
+
+
 def check_space(
-    name: str, space: Space, overrides: Sequence[str], check: Callable[[TrainSettings], object] = check_trainable
+    name: str, space: Space, overrides: Sequence[str], check: Callable[[TrainSettings], object] = check_trial
 ) -> None:
     """Raises UserError, or what `check` raises in words, where a parameter or a value of it would be refused."""
     for key, parameter in space.items():
@@ -92,7 +99,7 @@ def check_space(
 
 def try_space(name: str, space: Space, overrides: Sequence[str], pictures: int) -> None:
     """The same for a training of so many pictures; fetches the weights of each model and trains it on one batch."""
-    check_space(name, space, overrides, lambda settings: check_trainable(suited(settings, pictures)))
+    check_space(name, space, overrides, lambda settings: check_trial(suited(settings, pictures)))
     check_space(name, {key: space[key] for key in WEIGHTS if key in space}, overrides, try_out)
 
 

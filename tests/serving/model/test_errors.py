@@ -12,6 +12,7 @@ from serving.model.errors import (
     RegistryError,
     UserError,
     exit_in_words,
+    first_line,
     full_disk,
     in_words,
     is_out_of_memory,
@@ -108,3 +109,10 @@ def test_a_size_that_a_damaged_picture_claims_is_no_lack_of_memory() -> None:
     said = "Memory allocation error: {}: Image size 16777280x64 exceeds the maximum image size 1073741824"
     assert not is_out_of_memory(RuntimeError(said.format("Security limit exceeded")))  # as libheif words it
     assert is_out_of_memory(RuntimeError(said.format("Unspecified")))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(OSError("\nno route\nto the host"), "no route"), (TimeoutError(), "TimeoutError")]
+)
+def test_of_an_error_its_first_line_is_told_or_its_class(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -35,6 +35,7 @@ def test_every_space_is_around_the_quick_experiment(name: str) -> None:
     ("text", "said"),
     [
         ("trainer.learning_rate: [0.1]", ["trainer.learning_rate"]),
+        ("trainer.processes: [1, 2]", ["trainer.processes=2", "one process"]),
         ("trainer.lr: {low: 0.0, high: 0.1}", ["trainer.lr=0.0", "greater than 0"]),
         ("trainer.optimizer: [adamw, adamm]", ["trainer.optimizer=adamm", "timm's optimizers"]),
         ("trainer.lr: {low: 0.1, high: 0.01}", ["trainer.lr", "low=0.1 should be less than high=0.01"]),
