@@ -25,6 +25,7 @@ State = dict[str, Any]  # what JSON can hold
 
 RUN_ID, STATE = "mlflow_run_id", "state.json"
 OURS = re.compile(rf"\.?{RUN_ID}|epoch-\d+|\.[a-z0-9_]{{8}}")  # the last is left where a save is cut off
+ASIDE = ".aside-"  # begins the name of a folder that is being fetched or removed, and is nobody's where that is cut off
 
 
 def address() -> str:
@@ -60,7 +61,7 @@ class Checkpoints:
         if not self._address:
             return
         self.directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.directory.parent, prefix=".") as partial:
+        with tempfile.TemporaryDirectory(dir=self.directory.parent, prefix=ASIDE) as partial:
             whole = Path(partial, "whole")
             whole.mkdir()
             with self._answering() as storage:

@@ -25,13 +25,12 @@ from sqlalchemy.exc import ArgumentError
 from serving.model.errors import RegistryError, UserError, first_line
 from serving.model.registry import NOT_THERE, named_error
 from training import tracking
-from training.loop.checkpoint import Checkpoints, address, checkpoints_dir, run_lock
+from training.loop.checkpoint import ASIDE, Checkpoints, address, checkpoints_dir, run_lock
 from training.release import registry
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"  # MLflow's own name for the address of its server's database
 OURS = "tags.data_fingerprint LIKE '%'"  # which all runs of ours have, and no others of a server that is shared
 ENDED = ("FINISHED", "FAILED", "KILLED")
-ASIDE = ".removed-"  # begins the name of what is being removed
 IDS = re.compile(r"m-[0-9a-f]{32}|[0-9a-f]{32}")  # of logged models and of runs
 
 

@@ -1,6 +1,9 @@
 """What a clean-up keeps and what it frees: on a real registry, with versions that answer, and in a state directory."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from serving.model.errors import RegistryError, UserError
 from serving.model.registry import CHALLENGER, CHAMPION, DEFAULT_NAME
 from tests.helpers.commands import assert_raises_in_words
-from tests.helpers.state import CONTRACT_0, TINY, state_in
+from tests.helpers.state import CONTRACT_0, ROOT, TINY, state_in
 from training import tracking
 from training.config import compose
 from training.data.split import load_data
@@ -220,6 +223,32 @@ def test_a_run_at_work_keeps_its_checkpoint_and_others_keep_what_is_theirs(
     (freed,), _ = free_checkpoints(MONTH_AGO, dry_run=False)
     assert freed.name == "at-work"
     assert all((runs / name).exists() for name in theirs)
+
+
+DIES_WHILE_FETCHING = """
+import os, signal, sys
+from pathlib import Path
+from training.loop import checkpoint
+
+class Storage:
+    def download_artifacts(self, _, directory):
+        Path(directory, "mlflow_run_id").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.get_artifact_repository = lambda address: Storage()
+checkpoint.Checkpoints(Path(sys.argv[1]), "s3://bucket").fetch()
+"""
+
+
+def test_what_a_killed_run_was_fetching_is_freed(state: Path) -> None:
+    program = [sys.executable, "-c", DIES_WHILE_FETCHING, str(state / "runs" / "key")]
+    assert subprocess.run(program, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    (left,) = (state / "runs").iterdir()
+    assert free_checkpoints(MONTH_AGO, dry_run=False) == ([], set())
+    os.utime(left, (LONG_AGO.timestamp(),) * 2)
+    (freed,), _ = free_checkpoints(MONTH_AGO, dry_run=False)
+    assert freed.name == left.name
+    assert not left.exists()
 
 
 def test_pictures_that_are_used_stay_in_the_cache(state: Path) -> None:
