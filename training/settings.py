@@ -77,7 +77,7 @@ def _can_be_called(source: dict[str, Any]) -> dict[str, Any]:
 class Settings(BaseModel):
     """A group of settings, or all settings of a command."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
@@ -164,7 +164,7 @@ class TrainerSettings(Settings):
     label_smoothing: LessThanOne
     mixup: NotNegative
     cutmix: NotNegative
-    drop_path: LessThanOne
+    drop_path: LessThanOne | None
     ema: float | None = Field(gt=0, lt=1)
     class_balance: Literal["none", "loss"]
     accumulate_batches: Count
@@ -219,10 +219,9 @@ class TrainerSettings(Settings):
 
     def of_the_backbone(self) -> list[str]:
         """What is set that has no effect where the backbone is frozen."""
-        names = ("image_size", "layer_decay", "mixup", "cutmix", "drop_path")
-        default = {"layer_decay": 1.0}
-        values = {name: getattr(self, name) for name in names}
-        return [f"trainer.{name}={value}" for name, value in values.items() if value and value != default.get(name)]
+        without = {"image_size": None, "layer_decay": 1.0, "mixup": 0.0, "cutmix": 0.0, "drop_path": None}
+        values = {name: getattr(self, name) for name in without}
+        return [f"trainer.{name}={value}" for name, value in values.items() if value != without[name]]
 
 
 class SmallDataSettings(Settings):

@@ -104,7 +104,7 @@ def build_trainer(
     """The model with its first weights and what trains it, on `train` and `validation` of the data."""
     clear_device_cache(garbage_collection=True)  # of what trained before in this process, and refers to itself
     torch.manual_seed(settings.seed)
-    drop_path = 0.0 if settings.trainer.freeze_backbone else settings.trainer.drop_path
+    drop_path = None if settings.trainer.freeze_backbone else settings.trainer.drop_path
     model = build_model(settings.model, len(data.classes), drop_path)
     transform = build_transform(settings.transforms, data.train.common_size(), settings.model.picture_size)
     train_set = AlbumentationsDataset(train, transform)

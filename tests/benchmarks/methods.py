@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import sem, t
 
 from training.config import compose
 from training.train import build_trainer, read
@@ -71,8 +72,9 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
         accuracy = 100 * np.array([each["accuracy"] for each in found.values()])
         pairs = [seed for seed in found if f"{AS_IT_IS} {seed}" in results]
         gains = 100 * np.array([found[seed]["accuracy"] - results[f"{AS_IT_IS} {seed}"]["accuracy"] for seed in pairs])
-        error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
-        noise = ", which is noise" if len(gains) and not abs(gains.mean()) > 2 * error else ""
+        # Of so few seeds, the error that 95 in 100 such means lie within is that of Student's distribution.
+        error = sem(gains) * t.ppf(0.975, len(gains) - 1) if len(gains) > 1 else np.nan
+        noise = ", which is noise" if len(gains) and not abs(gains.mean()) > error else ""
         gain = f"{gains.mean():+.2f} ± {error:.2f}{noise}" if method != AS_IT_IS and len(gains) else ""
         minutes = np.mean([each["minutes"] for each in found.values()])
         shown.add_row(f"{method} ({len(found)})", f"{accuracy.mean():.2f} %", gain, f"{minutes:.1f}")

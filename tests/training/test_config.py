@@ -108,6 +108,7 @@ def test_the_reference_augmentation_is_the_published_one() -> None:
     ("overrides", "words"),
     [
         (["trainer.epoch=3"], ["epoch"]),
+        (["trainer.minutes=inf"], ["trainer.minutes=inf", "finite"]),
         (["model=resnet19"], ["resnet19", "densenet121", "efficientnet_lite0"]),
         (["experiment=slow"], ["slow", "quick", "reference"]),
         (["trainer.epochs"], ["trainer.epochs"]),

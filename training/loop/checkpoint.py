@@ -90,6 +90,12 @@ class Checkpoints:
             if path not in (self._path(epoch), self._path(best_epoch)):
                 self._remove(path)
 
+    def rehearse(self, tensors: Tensors, rest: State) -> None:
+        """Writes a checkpoint here and removes it, for the time that it takes."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".") as scratch:
+            Checkpoints(Path(scratch)).save(0, 0, tensors, rest)
+
     def last_epoch(self) -> int | None:
         """The epoch of the last whole checkpoint."""
         epochs = [int(path.name.removeprefix("epoch-")) for path in self.directory.glob("epoch-*")]

@@ -64,9 +64,13 @@ def _check_backbone(settings: TrainSettings, model: ImageClassifier, together: i
             f"trainer.batch_size={trainer.batch_size}: trainer.mixup and trainer.cutmix take pictures in pairs, in "
             "each process; give an even number"
         )
-    for key in ("frozen_stages", "layer_decay"):
-        value, without = getattr(trainer, key), {"frozen_stages": 0, "layer_decay": 1.0}[key]
-        if value != without:
+    if trainer.cutmix and settings.model.crop_share < 1:
+        raise UserError(
+            f"trainer.cutmix={trainer.cutmix}: a patch would count where model.crop_share={settings.model.crop_share} "
+            "hides it; give model.crop_share=1 or trainer.cutmix=0"
+        )
+    for key, without in (("frozen_stages", 0), ("layer_decay", 1.0)):
+        if (value := getattr(trainer, key)) != without:
             try:
                 model.group_matcher(coarse=key == "frozen_stages")
             except Exception as error:  # timm's models each in their own way

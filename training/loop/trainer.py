@@ -48,10 +48,10 @@ class Epoch:
     losses: dict[int, float] = field(default_factory=dict)
 
 
-def steps_within(seconds: float, step: float, validation: float, steps_of_epoch: int) -> int:
-    """The steps, at least one, that take so long together with a validation after each epoch; all in seconds."""
-    epochs, rest = divmod(seconds, steps_of_epoch * step + validation)
-    return max(1, int(epochs) * steps_of_epoch + max(0, int((rest - validation) / step)))
+def steps_within(seconds: float, step: float, after_epoch: float, steps_of_epoch: int) -> int:
+    """The steps that take so long together with what comes after each epoch; all in seconds."""
+    epochs, rest = divmod(seconds, steps_of_epoch * step + after_epoch)
+    return int(epochs) * steps_of_epoch + max(0, int((rest - after_epoch) / step))
 
 
 class Trainer:
@@ -140,7 +140,7 @@ class Trainer:
         if self.settings.compile:
             self._rehearse(sampler, loader, WARM_UP_STEPS)
         if self.settings.minutes and not self.epoch:
-            self.total_steps = self._affordable(60 * self.settings.minutes, start, sampler, loader)
+            self.total_steps = self._affordable(self.settings.minutes, start, sampler, loader)
         self.scheduler = build_schedule(self.settings, self.optimizer, self.total_steps, self.steps)
         return self._epochs(sampler, loader, feature_seconds)
 
@@ -178,25 +178,25 @@ class Trainer:
     def _loader(self) -> tuple[Shuffled, DataLoader]:
         """Batches of augmented pictures, or of what a frozen backbone makes of them."""
         train_set: AlbumentationsDataset | Features = self.train_set
+        num_workers = self.num_workers
         if self.settings.freeze_backbone:
             self.train_set.set_seed(epoch_seed(self.seed, 0))
             self.classifier.to(self.device)
             with self.accelerator.autocast():
-                train_set = augmented_features(
-                    self.classifier, self.train_set, self.evaluation_batch_size, self.num_workers
-                )
+                train_set = augmented_features(self.classifier, self.train_set, self.evaluation_batch_size, num_workers)
                 if isinstance(self.validation_set, Pictures):
                     self.validation_set = plain_features(
                         self.classifier, self.validation_set, self.evaluation_batch_size
                     )
+            num_workers = 0  # what is left to read lies in memory
         sampler = Shuffled(len(train_set))
         loader = DataLoader(
             train_set,
             self.batch_size,
             sampler=sampler,
             generator=torch.Generator(),  # else workers take their seed from that of dropout
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=self.device.type == "cuda",
             drop_last=True,  # batch norm can't learn from a last batch of one
         )
@@ -278,21 +278,33 @@ class Trainer:
         self.load_state_dict(*before)
         return seconds
 
-    def _affordable(self, budget: float, start: float, sampler: Shuffled, loader: DataLoader) -> int:
-        """The steps that fit into what is left of the budget, in seconds, with a validation after each epoch."""
+    def _affordable(self, minutes: float, start: float, sampler: Shuffled, loader: DataLoader) -> int:
+        """The steps that fit into what is left of so many minutes, with a validation and a checkpoint after each epoch.
+
+        Raises UserError where nothing is left.
+        """
 
         def slowest(seconds: float) -> float:  # of the processes, which must agree
             everyone = self.accelerator.gather(torch.tensor([seconds], device=self.device))
             return float(everyone.max())
 
         warm_up = slowest(self._rehearse(sampler, loader, WARM_UP_STEPS))
-        step = slowest(self._rehearse(sampler, loader, max(1, int(MEASURED_SHARE * budget / warm_up))))
+        step = slowest(self._rehearse(sampler, loader, max(1, int(MEASURED_SHARE * 60 * minutes / warm_up))))
+        if self.settings.compile:
+            self._validate()  # which compiles once what it then runs
         began = time.perf_counter()
         self._validate()
-        validation = slowest(time.perf_counter() - began)
-        left = slowest(budget - (time.perf_counter() - start))
-        steps = steps_within(left, step, validation, self.steps)
-        log.info("%.3g minutes are %d steps of %.3g s each", budget / 60, steps, step)
+        if self.checkpoints and self.accelerator.is_main_process:
+            self.checkpoints.rehearse(*self.state_dict())
+        after_epoch = slowest(time.perf_counter() - began)
+        gone = slowest(time.perf_counter() - start)
+        steps = steps_within(60 * minutes - gone, step, after_epoch, self.steps)
+        if steps < 1:
+            raise UserError(
+                f"trainer.minutes={minutes:g}: {gone:.3g} s went by before the first step; one takes {step:.3g} s, and "
+                f"its validation {after_epoch:.3g} s\nGive it more minutes."
+            )
+        log.info("%.3g minutes are %d steps of %.3g s each", minutes, steps, step)
         return steps
 
     def _share(self, batch: int, batches: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from training.model.backbones import create_backbone
+from training.model.backbones import create_backbone, takes_drop_path
 from training.model.preprocessing import Preprocessing
 from training.settings import ModelSettings
 
@@ -82,9 +82,11 @@ class ImageClassifier(nn.Module):
         return list(group_parameters(self.backbone, self.backbone.group_matcher(coarse=True)).values())
 
 
-def build_model(settings: ModelSettings, classes: int, drop_path: float = 0.0) -> ImageClassifier:
+def build_model(settings: ModelSettings, classes: int, drop_path: float | None = None) -> ImageClassifier:
     """Builds a model with the weights that its settings name; raises UserError as `create_backbone` does."""
-    options = settings.backbone_options | ({"drop_path_rate": drop_path} if drop_path else {})
+    options = settings.backbone_options
+    if drop_path or (drop_path == 0 and takes_drop_path(settings.backbone)):
+        options = options | {"drop_path_rate": drop_path}
     backbone = create_backbone(settings.backbone, settings.weights, options)
     preprocessing = Preprocessing(
         settings.image_size, settings.mean, settings.std, settings.fit, settings.interpolation, settings.crop_share

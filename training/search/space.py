@@ -26,6 +26,10 @@ class Range(Settings):
     high: int | float
     log: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     @model_validator(mode="after")
     def _is_one(self) -> "Range":
         if not self.low < self.high:
@@ -125,7 +129,8 @@ def own_values(space: Space, settings: TrainSettings) -> dict[str, Any]:
         for name in ["model", "name"] if key == "model" else key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if isinstance(parameter, Range):
-            within = isinstance(value, int | float) and parameter.low <= value <= parameter.high
+            number = int if parameter.is_whole else int | float
+            within = isinstance(value, number) and parameter.low <= value <= parameter.high
         else:
             (value,) = choices([value])
             within = value in choices(parameter)

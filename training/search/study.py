@@ -83,8 +83,8 @@ class Study:
         for key, parameter in space.items():
             if not isinstance(parameter, Range):
                 trial.suggest_categorical(key, choices(parameter))
-            elif isinstance(parameter.low, int) and isinstance(parameter.high, int):
-                trial.suggest_int(key, parameter.low, parameter.high, log=parameter.log)
+            elif parameter.is_whole:
+                trial.suggest_int(key, int(parameter.low), int(parameter.high), log=parameter.log)
             else:
                 trial.suggest_float(key, parameter.low, parameter.high, log=parameter.log)
         trial.set_user_attr(STARTS, self.trials[trial.number].user_attrs.get(STARTS, 0) + 1)

@@ -1,6 +1,7 @@
 """What makes training better or shorter does what it says, and a run that is cut off ends as one that is not."""
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from training.loop.optimization import Loss
 from training.loop.trainable import check_trainable
 from training.loop.trainer import Trainer, steps_within
 from training.machine.devices import precision, workers
-from training.model.classifier import ImageClassifier
+from training.model.classifier import ImageClassifier, build_model
 from training.train import build_trainer, read
 
 SMALL = [
@@ -57,7 +58,7 @@ def assert_equal_weights(first: nn.Module, second: nn.Module) -> None:
         ["trainer.early_stopping=1", "trainer.lr=0.1"],
         ["trainer.layer_decay=0.7", "trainer.drop_path=0.2", "trainer.image_size=24"],
         ["trainer.num_workers=1", "trainer.drop_path=0.2"],
-        ["trainer.minutes=0.04", "trainer.ema=0.9", *MIX],
+        ["trainer.minutes=0.1", "trainer.ema=0.9", *MIX],
     ],
     ids=lambda overrides: " ".join(word.removeprefix("trainer.") for word in overrides),
 )
@@ -87,8 +88,8 @@ def test_steps_end_within_an_epoch_and_the_learning_rate_with_them() -> None:
 
 def test_a_time_budget_is_kept_though_validation_takes_its_part() -> None:
     for seconds in (1.0, 60.0, 61.0, 600.0, 3601.0):
-        steps = steps_within(seconds, step=0.5, validation=7.0, steps_of_epoch=100)
-        assert steps == 1 or 0.5 * steps + 7 * math.ceil(steps / 100) <= seconds
+        steps = steps_within(seconds, step=0.5, after_epoch=7.0, steps_of_epoch=100)
+        assert not steps or 0.5 * steps + 7 * math.ceil(steps / 100) <= seconds
         assert 0.5 * (steps + 1) + 7 * math.ceil((steps + 1) / 100) > seconds
 
 
@@ -170,6 +171,27 @@ def test_the_deepest_block_is_left_out_with_the_probability_that_is_asked_for() 
     assert not any(isinstance(module, DropPath) for module in trainer().classifier.modules())
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_a_model_leaves_blocks_out_by_itself_unless_another_probability_is_asked_for(
+    asked: float | None, expected: float
+) -> None:
+    settings = compose([*SMALL, "model.backbone=swin_tiny_patch4_window7_224", "model.image_size=224"]).model
+    with torch.device("meta"):
+        model = build_model(settings, 2, asked)
+    dropped = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert max(dropped, default=0.0) == pytest.approx(expected)
+    assert build_model(compose(SMALL).model, 2, 0.0), "of a model without such blocks none is left out"
+
+
+def test_a_warm_up_begins_below_a_small_learning_rate() -> None:
+    training = trainer("trainer.lr=3e-6", "trainer.warmup_epochs=1", "trainer.epochs=1", "trainer.scheduler=constant")
+    rates: list[float] = []
+    training.optimizer.optimizer.register_step_post_hook(lambda it, *_: rates.append(it.param_groups[0]["lr"]))
+    list(training.fit())
+    assert rates == sorted(rates)
+    assert rates[0] < 0.1 * rates[-1] < 3e-6
+
+
 def test_a_patch_counts_by_its_share_of_the_picture() -> None:
     settings = compose([*SMALL, "trainer.cutmix=1.0", "trainer.label_smoothing=0"]).trainer
     loss = Loss(settings, np.arange(2), 2, torch.device("cpu"))
@@ -199,6 +221,23 @@ def test_a_time_budget_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(training, "_validate", lambda: 0.0)
     training.fit()
     assert 100 < training.total_steps <= 120
+
+
+def test_a_time_budget_counts_the_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An epoch's of 2.5 s takes 2.5 s more to write here: of a minute half is left for steps."""
+    training = trainer("trainer.minutes=1", checkpoints=Checkpoints(tmp_path))
+    monkeypatch.setattr(training, "_rehearse", lambda *_: 0.5)
+    monkeypatch.setattr(training, "_validate", lambda: 0.0)
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *arguments: (time.sleep(2.5), save(*arguments)))
+    training.fit()
+    assert 45 < training.total_steps <= 60
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_time_budget_that_ends_before_the_first_step_is_refused() -> None:
+    training = trainer("trainer.minutes=0.0001")
+    assert_raises_in_words(UserError, training.fit, "trainer.minutes=0.0001", "before the first step")
 
 
 def test_old_gpus_train_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +300,7 @@ def test_no_step_waits_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["trainer.mixup=0.2", "trainer.batch_size=33"], ["trainer.batch_size=33", "even"]),
         (["trainer.drop_path=0.1", "model=vgg11"], ["trainer.drop_path=0.1", "vgg11", "give 0"]),
+        (["trainer.cutmix=1.0", "model.crop_share=0.9"], ["trainer.cutmix=1.0", "model.crop_share=0.9", "=1"]),
         (["trainer.image_size=8", "model.backbone=test_vit"], ["trainer.image_size=8", "test_vit", "160"]),
     ],
 )

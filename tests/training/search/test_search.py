@@ -94,6 +94,8 @@ def test_a_list_and_a_model_are_choices_too(tmp_path: Path) -> None:
     model = compose(words({"model": "resnet18", "model.head.hidden_sizes": "[64, 32]"})).model
     assert (model.name, model.head.hidden_sizes) == ("resnet18", [64, 32])
     assert own_values({"model": ["resnet18", "vgg11"]}, compose(["model=vgg11"])) == {"model": "vgg11"}
+    epochs: Space = {"trainer.warmup_epochs": Range(low=0, high=1)}
+    assert own_values(epochs, compose(["trainer.warmup_epochs=0.1"])) == {}, "whole numbers are tried alone"
     chosen = compose(["model=vgg11", *words({"model": "resnet18"})]).model
     assert (chosen.name, chosen.backbone) == ("resnet18", "resnet18"), "of the model that was asked for nothing is left"
 
