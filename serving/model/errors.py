@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -99,9 +100,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def exit_in_words() -> Iterator[None]:
-    """Ends the program with exit code 2 and one or two lines, where the error has words for people."""
+    """Ends the program with exit code 2 and one or two lines, where the error has words for people; Ctrl-C with 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not (message := in_words(error)):
             raise

@@ -113,14 +113,14 @@ def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -
     command = [sys.executable, "-m", "training.train", *TINY, "trainer.epochs=100000"]
     on_one_cpu = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
     epoch = 0
-    with state_in(tmp_path) as state:
+    with state_in(tmp_path) as state, (tmp_path / "errors").open("w") as errors:
         environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         for number, prefix in ((signal.SIGTERM, on_one_cpu), (signal.SIGINT, [])):
             with subprocess.Popen(
                 [*prefix, *command],
                 cwd=ROOT,
                 env=environment,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
                 stdout=subprocess.DEVNULL,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` lets it be ignored
             ) as process:
@@ -131,12 +131,13 @@ def test_a_run_that_is_told_to_stop_says_from_where_it_goes_on(tmp_path: Path) -
                     process.wait(120)
                 finally:
                     process.kill()
-            assert process.returncode
+            assert process.returncode == 128 + number
             (run,) = tracking.connect().search_runs([tracking.experiment_id("cifar10")])
             assert run.info.status == "KILLED"
             assert run.data.tags["threads"] == "1"
             epoch = max(epoch_of(path) for path in state.glob("runs/*/epoch-*"))
             assert f"goes on after epoch {epoch} of 100000" in run.data.tags["mlflow.note.content"]
+    assert "Traceback" not in (tmp_path / "errors").read_text()
 
 
 def epoch_of(checkpoint: Path) -> int:

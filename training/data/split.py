@@ -81,12 +81,18 @@ def load_data(settings: DataSettings, seed: int, decoding: Decoding, for_trainin
     if not len(validation) and len(train):
         train, validation = stratified_split(train, settings.validation_fraction, seed)
         origins[VALIDATION] = f"{settings.validation_fraction:.0%} of each class, by the seed"
+    splits = {TRAIN: train, VALIDATION: validation, TEST: test}
+    for split, pictures in splits.items():
+        limit = getattr(settings, f"{split}_limit")
+        splits[split] = stratified_sample(pictures, limit, seed)
+        if len(splits[split]) < len(pictures):
+            origins[split] = f"{len(splits[split]):,} of {len(pictures):,} (data.{split}_limit), {origins[split]}"
     return ImageData(
         name=settings.name,
         classes=cached.classes,
-        train=stratified_sample(train, settings.train_limit, seed),
-        validation=stratified_sample(validation, settings.validation_limit, seed),
-        test=stratified_sample(test, settings.test_limit, seed),
+        train=splits[TRAIN],
+        validation=splits[VALIDATION],
+        test=splits[TEST],
         fingerprint=cached.fingerprint,
         origins=origins,
         left_out=cached.left_out,

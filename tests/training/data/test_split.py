@@ -31,3 +31,11 @@ def test_a_sample_has_the_size_that_was_asked_for(leave_out: int) -> None:
     pictures = load_data(compose(["data=digits"]).data, 1, AS_SHOWN).train
     sample = stratified_sample(pictures, len(pictures) - leave_out, 1)
     assert len(sample) == len(set(sample.names)) == len(pictures) - leave_out
+
+
+def test_what_a_limit_leaves_out_is_told() -> None:
+    settings = compose(["data=digits", "data.train_limit=100", "data.test_limit=100000"])
+    data = load_data(settings.data, settings.seed, settings.model.decoding)
+    assert data.origins["train"].startswith("100 of 1,")
+    assert "data.train_limit" in data.table()
+    assert "data.test_limit" not in data.table()
