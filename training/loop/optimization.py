@@ -34,13 +34,13 @@ def build_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
 
 
 def build_schedule(settings: TrainerSettings, optimizer: Optimizer, steps: int, steps_of_epoch: int) -> Scheduler:
-    """The learning rate of each of `steps`; a warm-up begins at 1e-5, or at a hundredth of a small rate."""
+    """The learning rate of each of `steps`; a warm-up begins at 1e-5, or at a tenth of a small rate."""
     schedule, _ = create_scheduler_v2(
         optimizer,
         settings.scheduler,
         num_epochs=steps,
         warmup_epochs=settings.warmup_epochs * steps_of_epoch,  # type: ignore[arg-type]  # timm takes fractions as well
-        warmup_lr=min(1e-5, settings.lr / 100),
+        warmup_lr=min(1e-5, settings.lr / 10),
         step_on_epochs=False,
         updates_per_epoch=1,
     )
